@@ -1,0 +1,1 @@
+"""The kernel as it is: system calls, descriptors, /proc, terminals, netlink. No policy, no state, stdlib only."""

@@ -1,0 +1,99 @@
+"""Descriptors on their way between processes: SEQPACKET frames with SCM_RIGHTS, sealed memfds."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from array import array
+from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Channel", "memfd_sealed"]
+
+_FRAME = 192 * 1024
+_FDS = 64
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class Channel:
+    """One end of a SEQPACKET socket that carries one JSON object and up to 64 descriptors per frame."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        return cls(ours), cls(theirs)
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Channel:
+        """Takes the descriptor over."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def setblocking(self, blocking: bool) -> None:
+        self._sock.setblocking(blocking)
+
+    def send(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """One frame. The descriptors are duplicated by the kernel: the caller still owns its own.
+
+        OSError EPIPE or ECONNRESET when the other side is gone, EMSGSIZE above the socket's buffer, BlockingIOError
+        on a full non-blocking socket.
+        """
+        data = json.dumps(message, separators=(",", ":")).encode()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+    def recv(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next frame with its descriptors (O_CLOEXEC, the caller's to close), None at the end of the stream.
+
+        BlockingIOError on an empty non-blocking socket, ValueError for a frame that is no JSON object.
+        """
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(_FRAME, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return None
+        fds: list[int] = []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                fds.extend(received)
+        if not data:
+            return None
+        try:
+            message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else json.loads(data)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            for fd in fds:
+                os.close(fd)
+            raise ValueError("a frame must be one whole JSON object")
+        return message, fds
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def detach(self) -> int:
+        """The bare descriptor, no longer owned by this object."""
+        return self._sock.detach()
+
+
+def memfd_sealed(name: str, data: bytes) -> int:
+    """An anonymous file with `data` that nobody can change any more (memfd_create(2), F_SEAL_*). O_CLOEXEC."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
