@@ -263,7 +263,7 @@ def _host() -> tuple[Hierarchy, HostFacts]:
         os.close(libc.fsopen("overlay"))
     except OSError as error:
         raise OSError(error.errno or 0, "this kernel offers no overlay file system, which images need") from None
-    return hierarchy, limits.facts()
+    return hierarchy, limits.facts(hierarchy)
 
 
 def _engine_config(settings: Settings) -> Config:

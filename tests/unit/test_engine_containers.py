@@ -56,7 +56,12 @@ OPEN = Security(options=("seccomp=unconfined",))
 class Images:
     """One image."""
 
-    config = ImageConfig(architecture="amd64", os="linux", rootfs=RootFs(type="layers", diff_ids=()), config=ContainerConfig(cmd=("sleep",)))
+    config = ImageConfig(
+        architecture="amd64",
+        os="linux",
+        rootfs=RootFs(type="layers", diff_ids=()),
+        config=ContainerConfig(cmd=("sleep",)),
+    )
 
     def resolve(self, ref: str) -> SimpleNamespace:
         if ref != "busybox":

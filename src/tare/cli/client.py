@@ -168,6 +168,7 @@ class Connection:
         self.sock = sock
         self.tls = tls
         self.buffer = b""
+        self.open = True
         self.idle = True
         self.used = False
         self._bare = False
@@ -175,7 +176,7 @@ class Connection:
         self._pending = b""
 
     def close(self) -> None:
-        self.idle = False
+        self.open = self.idle = False
         self._upload = None
         self.sock.close()
 
@@ -355,8 +356,11 @@ class Client:
             connection.close()
             if not used or connection.buffer or upload is not None:
                 raise
-        self.connections = [each for each in self.connections if each.idle]
-        return self.send(method, path, body, headers=headers, fresh=True).reply().check()
+        # If one was closed by the server, its idle neighbours were too.
+        for each in [each for each in self.connections if each.idle]:
+            each.close()
+        self.connections = [each for each in self.connections if each.open]
+        return self.send(method, path, body, headers=headers).reply().check()
 
     def get(self, path: str) -> Any:
         """The JSON document at `path`."""
@@ -373,8 +377,11 @@ class Client:
     @staticmethod
     def opened(connection: Connection) -> Connection:
         """Wait until the server agreed to the stream. Raises ApiError."""
-        reply = connection.reply()
-        if reply.status not in (101, 200):
-            reply.check()
-            raise ProtocolError(f"unable to upgrade to tcp, received {reply.status}")
+        try:
+            reply = connection.reply().check()
+            if reply.status not in (101, 200):
+                raise ProtocolError(f"unable to upgrade to tcp, received {reply.status}")
+        except Failure:
+            connection.close()
+            raise
         return connection

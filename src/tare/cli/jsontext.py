@@ -50,7 +50,7 @@ def loads(data: bytes | str) -> Any:
         return json.loads(text)
     try:
         value, end = scan(text, 0)
-    except (StopIteration, SystemError):
+    except (StopIteration, SystemError, ValueError):
         # SystemError: the C scanner takes its exception class from json.decoder and finds that module not imported.
         raise ValueError("not a JSON document") from None
     except RecursionError:

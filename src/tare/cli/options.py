@@ -95,7 +95,7 @@ def _whole(text: str, function: str, lowest: int, highest: int) -> int:
     """strconv.ParseInt/ParseUint with base 0: 0x, 0o, 0b and a plain leading 0 (octal) are understood."""
     body = text[1:] if lowest < 0 and text[:1] in "+-" else text
     try:
-        if not body or not body[0].isdigit() or len(body) > 64 or not body.isascii():
+        if not body.isascii() or not body[:1].isdigit() or not body[-1].isalnum() or len(body) > 64:
             raise ValueError
         number = int(body, 8) if body[0] == "0" and body.replace("_", "").isdigit() else int(body, 0)
     except ValueError:

@@ -324,4 +324,4 @@ class Bundle(Value, frozen=True):
     console_size: tuple[int, int] = (0, 0)
     log: dict[str, Any] = {}
     run_dir: str = ""
-    dockerenv: bool = True
+    dockerenv: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -218,14 +217,6 @@ class Shim:
     async def freeze(self, on: bool) -> None:
         await self.request("freeze", on=on)
 
-    async def update(self, resources: dict[str, Any]) -> list[str]:
-        """New limits (OCI linux.resources); the warnings."""
-        return list((await self.request("update", resources=resources)).get("warnings", ()))
-
-    async def reopen(self) -> None:
-        """Open the log file anew."""
-        await self.request("reopen")
-
     async def request(self, kind: str, *, fds: Sequence[int] = (), **members: Any) -> dict[str, Any]:
         """Send and await the answer with the same number.
 
@@ -297,13 +288,6 @@ class Shim:
             _settle(future, gone)
 
 
-class _Spawned(Protocol):
-    """What is used of subprocess.Popen."""
-
-    def kill(self) -> None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-
-
 class Zygote:
     """The process that forks shims: started on demand, replaced when it dies."""
 
@@ -311,7 +295,7 @@ class Zygote:
         """`argv` without the descriptor's number, which replaces the word "{fd}"."""
         self._argv = argv
         self._wire: Wire | None = None
-        self._process: _Spawned | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._starting = asyncio.Lock()
 
@@ -398,7 +382,7 @@ class Shims:
         for what the container's own set-up refused, Unavailable if no zygote or shim could be had.
         """
         run_dir = Path(bundle.run_dir)
-        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
+        shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(mode=0o700, parents=True)
         with open(run_dir / "bundle.json", "wb", opener=_private) as file:
             file.write(msgspec.json.encode(bundle))
@@ -484,11 +468,6 @@ def exit_record(run_dir: str | Path) -> Exited | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode((Path(run_dir) / "exit").read_bytes(), type=Exited)
     return None
-
-
-def is_gone(error: OSError) -> bool:
-    """Whether a request failed because the process has ended."""
-    return error.errno == errno.ESRCH
 
 
 def _private(path: str, flags: int) -> int:

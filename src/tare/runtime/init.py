@@ -208,9 +208,10 @@ def _private_proc() -> int:
 def _proc_settings(proc: int, linux: Mapping[str, Any], process: Mapping[str, Any]) -> None:
     """sysctls and oom_score_adj through our own procfs (N2, CVE-2025-52881)."""
     for key, value in (linux.get("sysctl") or {}).items():
-        _write(proc, "sys/" + key.replace(".", "/"), str(value))
+        # sysctl(8): dots and slashes change places, so that "net.ipv4.conf.eth0/1.forwarding" names eth0.1
+        _write(proc, "sys/" + key.translate({46: "/", 47: "."}), str(value))
     adjustment = process.get("oomScoreAdj")
-    if adjustment:
+    if adjustment is not None:
         with suppress(PermissionError):  # below the inherited value without CAP_SYS_RESOURCE: the plan warned
             _write(proc, "self/oom_score_adj", str(adjustment))
 

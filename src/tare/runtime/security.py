@@ -144,7 +144,7 @@ def capability_mask(names: list[str]) -> int:
 def set_rlimits(rlimits: list[dict[str, Any]]) -> None:
     """OCI process.rlimits of this process. Above our own hard limit without CAP_SYS_RESOURCE: as much as there is."""
     for limit in rlimits:
-        number = getattr(resource, limit["type"])
+        number = 10 if limit["type"] == "RLIMIT_LOCKS" else getattr(resource, limit["type"])  # not in the module
         soft, hard = (
             resource.RLIM_INFINITY if value < 0 or value >= 1 << 63 else value
             for value in (int(limit["soft"]), int(limit["hard"]))

@@ -253,7 +253,7 @@ class Worker:
 
 async def _spawn(descriptors: list[int]) -> Process:
     package = str(Path(tare.__path__[0]).parent)
-    search = json.dumps([package, *(entry for entry in sys.path if entry and entry != package)])
+    search = json.dumps([package, *(entry for entry in sys.path if entry.startswith("/") and entry != package)])
     return await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", "-c", _BOOT, search, str(os.getpid()),
         stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=descriptors, cwd="/", env={"LC_ALL": "C.UTF-8"},
