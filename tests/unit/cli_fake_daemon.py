@@ -171,7 +171,12 @@ class Container:
         daemon.on[f"POST {base}/kill"] = lambda e: e.reply(204)
         daemon.on[f"POST {base}/resize"] = lambda e: e.reply(200)
         state = {"Running": True, "Paused": False, "Restarting": False}
-        found = {"Id": ID, "State": state, "Config": {"Tty": tty, "OpenStdin": True}, "HostConfig": {"AutoRemove": False}}
+        found = {
+            "Id": ID,
+            "State": state,
+            "Config": {"Tty": tty, "OpenStdin": True},
+            "HostConfig": {"AutoRemove": False},
+        }
         daemon.on[f"GET {base}/json"] = daemon.on["GET /containers/x/json"] = lambda e: e.reply(200, found)
 
     def attach(self, exchange: Exchange) -> str:

@@ -20,7 +20,11 @@ from tare.cli.endpoint import ConnectError, Endpoint, choose
 from tare.cli.failure import Failure
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
@@ -37,8 +41,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 def client(daemon: FakeDaemon) -> Iterator[Client]:
     client = Client(Endpoint("unix://" + daemon.path, chosen=True))
     yield client
-    for connection in client.connections:
-        connection.close()
+    client.close()
 
 
 def raw(data: bytes) -> Callable[[Exchange], str]:
@@ -184,7 +187,7 @@ def test_version_prefix(daemon: FakeDaemon) -> None:
     daemon.on["GET /v1.43/a"] = lambda e: e.reply(200, {})
     client = Client(Endpoint("unix://" + daemon.path, chosen=True), version="1.43")
     assert client.get("/a") == {}
-    client.connections[0].close()
+    client.close()
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_tcp(daemon: FakeDaemon) -> None:
     port = listener.getsockname()[1]
     client = Client(choose(f"tcp://127.0.0.1:{port}", {}, {}))
     assert client.get("/a") == {"host": f"127.0.0.1:{port}"}
-    client.connections[0].close()
+    client.close()
     thread.join(HANG_S)
     listener.close()
 
@@ -256,7 +259,9 @@ def test_json_is_json(value: object) -> None:
     assert jsontext.loads(json.dumps(value)) == value
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]x", "NaN", '{"a":1,}', "[" * 100_000, '"a', "-", "tru", "{1:2}", '"\\u12"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]x", "NaN", '{"a":1,}', "[" * 100_000, '"a', "-", "tru", "{1:2}", '"\\u12"']
+)
 def test_what_is_no_json(text: str) -> None:
     with pytest.raises(ValueError, match="JSON"):
         jsontext.loads(text)

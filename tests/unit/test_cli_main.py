@@ -17,7 +17,7 @@ LAUNCHER = SOURCE.parent / "bin/tare"
 
 
 def entries() -> list[tuple[str, str]]:
-    named = [entry for entry in COMMANDS.values()] + [entry for group in GROUPS.values() for entry in group[1].values()]
+    named = list(COMMANDS.values()) + [entry for group in GROUPS.values() for entry in group[1].values()]
     return sorted({(module, function) for module, function, _ in named})
 
 

@@ -70,7 +70,7 @@ def test_double_dash_ends_the_flags() -> None:
             ["--rm=maybe", "x"],
             'invalid argument "maybe" for "--rm" flag: strconv.ParseBool: parsing "maybe": invalid syntax',
         ),
-        (["-m", "abc", "x"], "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'"),
+        (["-m", "abc", "x"], 'invalid argument "abc" for "-m, --memory" flag: invalid size: \'abc\''),
         (
             ["--blkio-weight=99999999", "x"],
             'invalid argument "99999999" for "--blkio-weight" flag: '
@@ -134,7 +134,8 @@ def test_deprecated_flags_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("5", 5), ("-5", -5), ("+5", 5), ("0x1F", 31), ("0b11", 3), ("0o17", 15), ("017", 15), ("1_0", 10)]
+    ("text", "value"),
+    [("5", 5), ("-5", -5), ("+5", 5), ("0x1F", 31), ("0b11", 3), ("0o17", 15), ("017", 15), ("1_0", 10)],
 )
 def test_integer(text: str, value: int) -> None:
     assert integer(text) == value

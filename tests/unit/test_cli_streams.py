@@ -47,7 +47,8 @@ def test_a_stream_without_target_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "keys"), [("ctrl-p,ctrl-q", b"\x10\x11"), ("a,b", b"ab"), ("ctrl-@,ctrl-\\,ctrl-_", b"\x00\x1c\x1f"), ("DEL", b"\x7f")]
+    ("text", "keys"),
+    [("ctrl-p,ctrl-q", b"\x10\x11"), ("a,b", b"ab"), ("ctrl-@,ctrl-\\,ctrl-_", b"\x00\x1c\x1f"), ("DEL", b"\x7f")],
 )
 def test_detach_keys(text: str, keys: bytes) -> None:
     assert detach_keys(text) == keys
@@ -86,7 +87,7 @@ class Pipes:
 
     def __init__(self) -> None:
         self.mine, theirs = socket.socketpair()
-        self.connection = Connection(theirs, tls=False)
+        self.connection = Connection(theirs)
         self.stdin, self.feed = os.pipe()
         self.output, self.stdout = os.pipe()
         self.signals = Signals(())

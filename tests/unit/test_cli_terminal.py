@@ -282,7 +282,12 @@ def test_no_raw_mode_without_stdin(daemon: FakeDaemon, screen: Terminal) -> None
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("plain é\n", "plain é\n"), ("a\x1b[31mb", "a\\x1b[31mb"), ("x\r\x07\x7f\x9b", "x\\x0d\\x07\\x7f\\x9b"), ("a\tb", "a\tb")],
+    [
+        ("plain é\n", "plain é\n"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("x\r\x07\x7f\x9b", "x\\x0d\\x07\\x7f\\x9b"),
+        ("a\tb", "a\tb"),
+    ],
 )
 def test_printable(text: str, shown: str) -> None:
     assert printable(text) == shown

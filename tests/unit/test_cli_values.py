@@ -44,7 +44,8 @@ def test_wrong_size(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nanos"), [("1.5", 1500000000), ("3/2", 1500000000), (".5", 500000000), ("15e-1", 1500000000), ("-1", -(10**9))]
+    ("text", "nanos"),
+    [("1.5", 1500000000), ("3/2", 1500000000), (".5", 500000000), ("15e-1", 1500000000), ("-1", -(10**9))],
 )
 def test_cpus(text: str, nanos: int) -> None:
     assert values.cpus(text) == nanos
@@ -57,16 +58,24 @@ def test_wrong_cpus(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "ns"), [("0", 0), ("5s", 5 * 10**9), ("1m30s", 90 * 10**9), ("1.5h", 5400 * 10**9), ("-2ms", -2 * 10**6), ("1us", 1000)]
+    ("text", "ns"),
+    [("0", 0), ("5s", 5 * 10**9), ("1m30s", 90 * 10**9), ("1.5h", 5400 * 10**9), ("-2ms", -2 * 10**6), ("1us", 1000)],
 )
 def test_duration(text: str, ns: int) -> None:
     assert values.duration(text) == ns
 
 
 @pytest.mark.parametrize(
-    ("text", "cause"), [("5", "missing unit"), ("5x", "unknown unit"), ("x", "invalid duration"), ("", "invalid duration"),
-                        ("-", "invalid duration"), (".s", "invalid duration")]
-)  # fmt: skip
+    ("text", "cause"),
+    [
+        ("5", "missing unit"),
+        ("5x", "unknown unit"),
+        ("x", "invalid duration"),
+        ("", "invalid duration"),
+        ("-", "invalid duration"),
+        (".s", "invalid duration"),
+    ],
+)
 def test_wrong_duration(text: str, cause: str) -> None:
     with pytest.raises(ValueError, match=cause):
         values.duration(text)
@@ -137,7 +146,10 @@ def test_device() -> None:
         ("127.0.0.1::90", {"90/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}),
         ("[::1]:1:2", {"2/tcp": [{"HostIp": "::1", "HostPort": "1"}]}),
         ("4000-4010:80", {"80/tcp": [{"HostIp": "", "HostPort": "4000-4010"}]}),
-        ("3000-3001:1-2", {"1/tcp": [{"HostIp": "", "HostPort": "3000"}], "2/tcp": [{"HostIp": "", "HostPort": "3001"}]}),
+        (
+            "3000-3001:1-2",
+            {"1/tcp": [{"HostIp": "", "HostPort": "3000"}], "2/tcp": [{"HostIp": "", "HostPort": "3001"}]},
+        ),
         ("published=1,target=2,protocol=udp", {"2/udp": [{"HostIp": "", "HostPort": "1"}]}),
     ],
 )
@@ -173,7 +185,10 @@ def test_volumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_mount() -> None:
     assert mount("type=bind,src=/x,dst=/y,ro") == {"Type": "bind", "Source": "/x", "Target": "/y", "ReadOnly": True}
-    assert mount("type=tmpfs,dst=/t,tmpfs-mode=755,tmpfs-size=1m")["TmpfsOptions"] == {"SizeBytes": 1 << 20, "Mode": 0o755}
+    assert mount("type=tmpfs,dst=/t,tmpfs-mode=755,tmpfs-size=1m")["TmpfsOptions"] == {
+        "SizeBytes": 1 << 20,
+        "Mode": 0o755,
+    }
     assert mount("type=bind,src=/x,dst=/y,bind-recursive=enabled") == {"Type": "bind", "Source": "/x", "Target": "/y"}
     for text, cause in (
         ("x", "invalid field 'x' must be a key=value pair"),

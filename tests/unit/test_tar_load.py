@@ -10,6 +10,9 @@ import io
 import json
 import lzma
 import os
+import select
+import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -461,3 +464,33 @@ def test_feed_ends_when_nobody_reads(bench: Bench) -> None:
         await jobs.feed(chunks(), write_end)
 
     asyncio.run(whole())
+
+
+DAEMON = """
+import asyncio, sys
+from tare.store import jobs
+
+async def main():
+    read_end, write_end = jobs.pipe()
+    running = asyncio.ensure_future(anext(jobs.Worker().run(jobs.LoadJob(archive=read_end, ingest=sys.argv[1]))))
+    await asyncio.sleep(0.3)
+    print(open("/proc/self/task/%d/children" % __import__("os").getpid()).read(), flush=True)
+    await running
+
+asyncio.run(main())
+"""
+
+
+def test_the_worker_dies_with_the_daemon(bench: Bench) -> None:
+    command = [sys.executable, "-c", DAEMON, str(bench.ingest)]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as daemon:
+        assert daemon.stdout is not None
+        (pid,) = daemon.stdout.readline().split()
+        worker = os.pidfd_open(int(pid))
+        daemon.kill()
+    try:
+        ended, _, _ = select.select([worker], [], [], 10)
+        assert ended
+    finally:
+        os.close(worker)

@@ -127,6 +127,7 @@ def make(mount: str, path: str, made: list[str]) -> bool:
             raise
         make(mount, path[: path.rindex("/")], made)
         return make(mount, path, made)
+    os.chmod(directory, 0o755)  # whatever the umask: programs of every user read their limits here
     made.append(directory)
     return True
 

@@ -119,10 +119,13 @@ class Starter:
     def _answers(self) -> bool:
         from tare.cli.client import Client
 
+        client = Client(self.endpoint)
         try:
-            return Client(self.endpoint).request("GET", "/_ping").read() == b"OK"
+            return client.request("GET", "/_ping").read() == b"OK"
         except Failure:
             return False
+        finally:
+            client.close()
 
     def _tail(self, begin: int) -> str:
         """The last lines it wrote since `begin`."""

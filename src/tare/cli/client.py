@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tare.cli.endpoint import Endpoint
+    from tare.cli.tls import TlsSocket
 
 __all__ = ["ApiError", "Client", "Connection", "ProtocolError", "Reply", "escaped", "query"]
 
@@ -164,9 +165,8 @@ class Reply:
 class Connection:
     """One socket; `buffer` holds what was received and not yet used (after a hijack: the first bytes of the stream)."""
 
-    def __init__(self, sock: socket, *, tls: bool) -> None:
+    def __init__(self, sock: socket | TlsSocket) -> None:
         self.sock = sock
-        self.tls = tls
         self.buffer = b""
         self.open = True
         self.idle = True
@@ -221,11 +221,7 @@ class Connection:
 
     def _push(self) -> None:
         try:
-            if self.tls:
-                self.sock.sendall(self._pending)
-                self._pending = b""
-            else:
-                self._pending = self._pending[self.sock.send(self._pending, MSG_DONTWAIT) :]
+            self._pending = self._pending[self.sock.send(self._pending, MSG_DONTWAIT) :]
         except BlockingIOError:
             return
         except OSError:
@@ -236,7 +232,7 @@ class Connection:
             self._feed()
         try:
             data = self.sock.recv(READ_SIZE)
-        except ConnectionError:
+        except OSError:
             data = b""
         self.buffer += data
         return bool(data)
@@ -298,7 +294,13 @@ class Client:
             if not start():
                 raise
             sock = self.endpoint.connect()
-        return Connection(sock, tls=self.endpoint.tls is not None)
+        return Connection(sock)
+
+    def close(self) -> None:
+        """Close every connection that is kept for further requests."""
+        for connection in self.connections:
+            connection.close()
+        self.connections = []
 
     def _idle(self) -> Connection:
         for connection in self.connections:

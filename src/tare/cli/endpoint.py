@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tare.cli.tls import TlsSocket
+
 __all__ = ["DEFAULT_SOCKET", "ConnectError", "Endpoint", "choose"]
 
 DEFAULT_SOCKET = "/run/tare.sock"
@@ -80,8 +82,8 @@ class Endpoint:
         """Value of the Host header."""
         return self.url[6:] if self.host else "tare"
 
-    def connect(self) -> socket:
-        """A connected blocking socket (an ssl.SSLSocket for TLS). Raises ConnectError."""
+    def connect(self) -> socket | TlsSocket:
+        """A connected blocking socket. Raises ConnectError."""
         if self.path:
             return self._unix()
         return self._tcp()
@@ -101,7 +103,7 @@ class Endpoint:
             raise ConnectError(_nobody(self.url), absent=absent) from None
         return sock
 
-    def _tcp(self) -> socket:
+    def _tcp(self) -> socket | TlsSocket:
         from _socket import IPPROTO_TCP, TCP_NODELAY, gaierror, getaddrinfo
 
         try:
@@ -121,24 +123,22 @@ class Endpoint:
             return self._secured(sock) if self.tls else sock
         raise ConnectError(_nobody(self.url))
 
-    def _secured(self, plain: socket) -> socket:
-        import socket as sockets
-        import ssl
+    def _secured(self, plain: socket) -> TlsSocket:
+        from tare.cli.tls import TlsSocket, context
 
-        assert self.tls is not None
-        wrapped = sockets.socket(fileno=plain.detach())
+        tls = self.tls
+        assert tls is not None
+        identified = tls.verify or os.access(tls.certificate, os.R_OK)
         try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            if self.tls.verify:
-                context.load_verify_locations(self.tls.authority)
-            else:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            if self.tls.verify or os.access(self.tls.certificate, os.R_OK):
-                context.load_cert_chain(self.tls.certificate, self.tls.key)
-            return context.wrap_socket(wrapped, server_hostname=self.host, suppress_ragged_eofs=True)
+            made = context(
+                verify=tls.verify,
+                authority=tls.authority,
+                certificate=tls.certificate if identified else "",
+                key=tls.key,
+            )
+            return TlsSocket(plain, made, self.host)
         except OSError as error:
-            wrapped.close()
+            plain.close()
             raise ConnectError(f"error during connect: TLS to {self.url}: {error}") from None
 
 

@@ -260,10 +260,20 @@ def main(argv: Sequence[str]) -> int:
         terminal.restore_all()
 
 
+def _standard_descriptors() -> None:
+    """Put /dev/null where 0, 1 or 2 is closed: else our first socket would take the place of stdin or stdout."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+
+
 def run() -> NoReturn:
     """The process's whole life. Leaves by _exit: the interpreter's own tidying costs 2 ms."""
     status = 1
     try:
+        _standard_descriptors()
         status = main(sys.argv[1:])
     except Exception:
         sys.excepthook(*sys.exc_info())

@@ -153,14 +153,14 @@ class Duplex:
         self._to_user: list[tuple[int, memoryview]] = []
         self._ended = False
         self._half_closed = False
+        self._hidden: Callable[[], bool] = getattr(self.sock, "pending", bool)
+        """Whether TLS holds bytes that poll does not show; a plain socket never does."""
         self._poll = select.poll()
         self._interest: dict[int, int] = {}
         self._whole_writes = frozenset(fd for fd in (stdout, stderr) if fd is not None and _is_file(fd))
 
     def run(self) -> None:
         """Until the connection ends and everything is written. Raises Detach, ProtocolError, OSError (user's side)."""
-        if self.connection.tls:
-            self.sock.setblocking(False)
         first, self.connection.buffer = self.connection.buffer, b""
         self._output(first)
         while not self._ended or self._to_user:
@@ -203,14 +203,13 @@ class Duplex:
             self._interest = wanted
 
     def _receive(self) -> None:
-        while True:
+        more = True
+        while more:
             try:
-                data = self.sock.recv(READ_SIZE) if self.connection.tls else self.sock.recv(READ_SIZE, MSG_DONTWAIT)
+                data = self.sock.recv(READ_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            except OSError as error:
-                if type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError"):
-                    return
+            except OSError:
                 data = b""
             if not data:
                 self._ended = True
@@ -218,9 +217,7 @@ class Duplex:
                     raise ProtocolError("unexpected EOF")
                 return
             self._output(data)
-            # Bytes that TLS has decrypted already do not show in poll.
-            if not self.connection.tls or not self.sock.pending():  # type: ignore[attr-defined]
-                return
+            more = self._hidden()
 
     def _output(self, data: bytes) -> None:
         if not data:
@@ -261,15 +258,10 @@ class Duplex:
 
     def _write_container(self) -> None:
         try:
-            if self.connection.tls:
-                sent = self.sock.send(self._to_container)
-            else:
-                sent = self.sock.send(self._to_container, MSG_DONTWAIT)
+            sent = self.sock.send(self._to_container, MSG_DONTWAIT)
         except BlockingIOError:
             return
-        except OSError as error:
-            if type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError"):
-                return
+        except OSError:
             # The container's side takes no more input; its output may still come.
             self.stdin, self._to_container = None, b""
             return
@@ -280,11 +272,7 @@ class Duplex:
             return
         self._half_closed = True
         try:
-            if self.connection.tls:
-                # close_notify; the other direction stays open (RFC 8446 section 6.1). SSLSocket.unwrap() would wait.
-                self.sock._sslobj.shutdown()  # type: ignore[attr-defined]
-            else:
-                self.sock.shutdown(SHUT_WR)
+            self.sock.shutdown(SHUT_WR)
         except OSError:
             pass
 

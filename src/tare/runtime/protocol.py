@@ -2,7 +2,8 @@
 
 ```
 daemon                     zygote                shim                      init (pid 1 of the container)
-  |-- Run{dir} + fds ------->|-- fork ----------->|
+  |                          |-- fork, ahead ---->|
+  |-- Run{dir} + fds ---------------------------->|
   |                                               |-- cgroup, clone3 ------->| mounts, user look-up
   |<----------------------- Ready{pid} -----------|                          |
   |  (network, firewall)                          |                          |
@@ -12,7 +13,8 @@ daemon                     zygote                shim                      init 
   |<----------------------- Exited ---------------|<-- pidfd
 ```
 A lost socket before Go makes the shim kill init and leave; after Go it carries on without a daemon. A daemon that
-starts later connects to `<dir>/shim.sock` and gets State first. Every frame is one JSON object with a "type" and fits
+starts later connects to `<dir>/shim.sock` and asks for State. An exec is the same without Ready and Go. Every frame is
+one JSON object with a "type" and fits
 in MAX_FRAME; what may be larger (the bundle) is a file in `<dir>`.
 
 Daemon -> zygote (descriptor order is the order of the list)
@@ -75,12 +77,10 @@ from __future__ import annotations
 import json
 from typing import Any, NotRequired, TypedDict
 
-__all__ = ["MAX_FDS", "MAX_FRAME", "Exited", "StreamsWire", "decode", "encode"]
+__all__ = ["MAX_FRAME", "Exited", "StreamsWire", "encode"]
 
 MAX_FRAME = 160 * 1024
 """Below net.core.wmem_default (212,992) minus the kernel's bookkeeping, so that a frame always fits in one send."""
-MAX_FDS = 64
-"""Descriptors in one frame; the kernel's SCM_MAX_FD is 253."""
 
 
 class StreamsWire(TypedDict):
@@ -111,10 +111,3 @@ def encode(message: Any) -> bytes:
         raise ValueError(f"message of {len(data)} bytes exceeds the frame limit of {MAX_FRAME}")
     return data
 
-
-def decode(data: bytes) -> dict[str, Any]:
-    """The object of one frame; ValueError if it is none."""
-    message = json.loads(data)
-    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-        raise ValueError("a frame is a JSON object with a type")
-    return message

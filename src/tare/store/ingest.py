@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -93,8 +92,8 @@ class Ingest:
     def open(self, stored: Stored) -> int:
         return os.open(stored.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
 
-    def receive(self, source: Source, progress: Callable[[int], None]) -> None:
-        """Store every member of the tar; `progress` hears the bytes stored so far. TarError."""
+    def receive(self, source: Source) -> None:
+        """Store every member of the tar. TarError."""
         reader = Reader(source, _MEMBERS)
         for member in reader:
             path = _path(member)
@@ -104,7 +103,6 @@ class Ingest:
                 raise TarError(f"duplicates of file paths not supported: {shown(member.name)}")
             if member.kind == 0x30:
                 self._members[path] = self._keep(reader)
-                progress(reader.content)
             elif member.kind == 0x32:
                 self._links[path] = _inside(str(PurePosixPath(path).parent), member)
             elif member.kind == 0x31:

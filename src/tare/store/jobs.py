@@ -246,8 +246,7 @@ class Worker:
                 async for message in messages:
                     yield message
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             await asyncio.shield(process.wait())
 
 
@@ -259,6 +258,18 @@ async def _spawn(descriptors: list[int]) -> Process:
         stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=descriptors, cwd="/", env={"LC_ALL": "C.UTF-8"},
         limit=_LINE_LIMIT, start_new_session=True,
     )  # fmt: skip
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL, if it still runs. Not by Process.kill: that may reap the child behind the back of asyncio's watcher."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
 
 
 async def _converse(process: Process, job: Job, answer: Answer | None) -> AsyncGenerator[Progress | Done, None]:

@@ -96,7 +96,7 @@ def _bound() -> None:
 def _load(job: jobs.LoadJob, emit: Emit) -> jobs.Done:
     ingest = Ingest(job.ingest)
     source, _ = compress.open_reader(job.archive)
-    ingest.receive(source, _Steps(emit, "Reading archive"))
+    ingest.receive(source)
     planned = archive.plan(ingest, job.platform)
     chains = {layer.chain_id: layer for image in planned for layer in image.layers}
     needed = tuple(jobs.NeededLayer(layer.diff_id, layer.chain_id, layer.parent) for layer in chains.values())
@@ -323,7 +323,7 @@ def _overlay(layers: tuple[str, ...]) -> int:
 class _Steps:
     """Calls with a growing count become `progress` messages, one every few megabytes."""
 
-    def __init__(self, emit: Emit, status: str, name: str = "", total: int = 0) -> None:
+    def __init__(self, emit: Emit, status: str, name: str, total: int) -> None:
         self._emit = emit
         self._status = status
         self._name = name
