@@ -23,7 +23,7 @@ test: setup  ## everything that must hold: checks, unit tests, then real contain
 check:  ## ruff, mypy --strict, the import law
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports --no-cache | tail -n 3
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache | tail -n 3
 
 unit:  ## no root, no network, seconds
 	$(PYTEST) -q tests/unit

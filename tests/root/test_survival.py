@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import calendar
+import http.client
 import json
 import os
+import random
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -63,11 +67,10 @@ def rows(engine: Engine) -> list[dict[str, Any]]:
     return listed
 
 
-def background(engine: Engine, output: Path, *command: str, **options: Any) -> subprocess.Popen[bytes]:
-    """A client of its own, its stdout and stderr in a file."""
-    with output.open("wb") as file:
-        options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen(command, stdout=file, stderr=file, env=engine.environment(), **options)
+def background(engine: Engine, output: Path, *command: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """A client of its own, its stdout in a file and its stderr in another beside it."""
+    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
+        return subprocess.Popen(command, stdin=stdin, stdout=file, stderr=errors, env=engine.environment())
 
 
 class World:
@@ -75,7 +78,10 @@ class World:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.outputs = engine.base
+        self.clients: list[subprocess.Popen[bytes]] = []
+
+    def live_through(self) -> None:
+        engine = self.engine
         for name in SLEEPERS:
             engine.docker("run", "-d", "--name", name, "busybox", "sleep", "10000")
         for name in ("w0", "w1", "w2", "w3", "frozen"):
@@ -90,9 +96,10 @@ class World:
             engine, self.output("front"), tare, "run", "-i", "--name", "front", "busybox", "sh", "-c", ECHO,
             stdin=subprocess.PIPE,
         )  # fmt: skip
-        self.stock = background(engine, self.output("stock"), "docker", "run", "--name", "stock", "busybox", "sh", "-c", COUNT)
-        self.attached = background(
-            engine, self.output("attached"), "docker", "attach", "--no-stdin", "--sig-proxy=false", "w3"
+        self.clients.append(self.front)
+        self.clients.append(background(engine, self.output("stock"), "docker", "run", "--name", "stock", "busybox", "sh", "-c", COUNT))
+        self.clients.append(
+            background(engine, self.output("attached"), "docker", "attach", "--no-stdin", "--sig-proxy=false", "w3")
         )
         self.say("before")
         until(lambda: "got before" in self.said("front"), "the attached client is served")
@@ -131,7 +138,7 @@ class World:
         return int(self.before[name]["State"]["Pid"])
 
     def output(self, name: str) -> Path:
-        return self.outputs / f"{name}.out"
+        return self.engine.base / f"{name}.out"
 
     def said(self, name: str) -> str:
         return self.output(name).read_text()
@@ -142,18 +149,23 @@ class World:
         self.front.stdin.flush()
 
     def close(self) -> None:
-        for client in (self.front, self.stock, self.attached):
+        if self.engine.process is None:
+            self.engine.start()
+        for client in self.clients:
             client.kill()
             client.wait()
-        assert self.front.stdin is not None
-        self.front.stdin.close()
+            if client.stdin is not None:
+                client.stdin.close()
 
 
 @pytest.fixture(scope="module")
 def world(engine: Engine) -> Iterator[World]:
     made = World(engine)
-    yield made
-    made.close()
+    try:
+        made.live_through()
+        yield made
+    finally:
+        made.close()
 
 
 def test_containers_live_on_with_the_same_process_and_start(world: World) -> None:
@@ -294,7 +306,7 @@ def test_container_that_ends_while_it_is_adopted_keeps_its_exit_code(engine: Eng
     os.kill(pid, signal.SIGTERM)
     until(lambda: not traces.alive(pid), "the container ends")
     engine.start(wait=False)
-    until(lambda: len(traces.open_files(engine.pid)) > 8, "the new daemon is at work")
+    until(lambda: traces.knocking("shim.sock"), "the new daemon asks the shim")
     os.kill(shim, signal.SIGCONT)
     engine.await_ready()
     state = engine.await_state(container, "exited")
@@ -307,11 +319,11 @@ def test_killed_zygote_is_replaced_and_touches_no_container(engine: Engine) -> N
     before = engine.inspect(container)["State"]
     for _ in range(3):
         zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
-        spares = traces.children(zygote)
+        spares = [pid for pid in traces.children(zygote) if traces.comm(pid) == "tare-zygote"]
         os.kill(zygote, signal.SIGKILL)
         assert engine.docker("run", "--rm", "busybox", "echo", "hello").stdout == "hello\n"
         assert engine.docker("exec", container, "echo", "hello").stdout == "hello\n"
-        until(lambda spares=spares: not [p for p in spares if traces.comm(p) == "tare-zygote"], "its spare child leaves")  # type: ignore[misc]
+        until(lambda spares=spares: not [p for p in spares if traces.alive(p)], "its spare child leaves")  # type: ignore[misc]
     assert engine.inspect(container)["State"] == before
     assert_no_gap(numbers(log(engine, container)))
     engine.docker("rm", "-f", container)
@@ -368,6 +380,9 @@ def test_row_of_another_boot_becomes_exited_and_its_pid_is_nobodys(engine: Engin
     for process in (shim, pid):
         os.kill(process, signal.SIGKILL)
     until(lambda: not traces.members(container), "both are gone")
+    for directory in traces.cgroups(container):
+        os.rmdir(directory)
+    shutil.rmtree(engine.run_dir / "containers" / container)
     with subprocess.Popen(["sleep", "1000"]) as innocent:
         with sqlite3.connect(engine.data / "state.db") as ledger:
             row = json.loads(ledger.execute("SELECT row FROM containers WHERE id = ?", (container,)).fetchone()[0])
@@ -381,3 +396,103 @@ def test_row_of_another_boot_becomes_exited_and_its_pid_is_nobodys(engine: Engin
         innocent.kill()
     assert (state["Status"], state["ExitCode"], state["Pid"]) == ("exited", 255, 0)
     until(lambda: not remains(engine, container), "nothing is left")
+
+
+def assert_whole(engine: Engine) -> dict[str, str]:
+    """Rows and facts are one: {id: state}. A container runs and is shown so, or there is nothing of it on the host."""
+    states = {row["Id"]: row["State"] for row in rows(engine)}
+    running = {container for container, state in states.items() if state == "running"}
+    assert {state for container, state in states.items() if container not in running} <= {"created", "exited"}
+    for container in running:
+        pid = json.loads(engine.http("GET", f"/containers/{container}/json").stdout)["State"]["Pid"]
+        assert traces.alive(pid) and container in traces.read(f"/proc/{pid}/cgroup")
+        assert "sleep" in traces.read(f"/proc/{pid}/cmdline"), "execve was never reached"
+    for container in set(states) - running:
+        until(lambda container=container: not remains(engine, container), "nothing of what does not run")  # type: ignore[misc]
+    until(lambda: len([p for p in traces.shims(engine.data) if traces.alive(p)]) == len(running), "a shim for each")
+    assert set(os.listdir(engine.run_dir / "containers")) == running
+    return states
+
+
+def test_daemon_killed_in_the_middle_of_starts_leaves_no_half_container(fresh_engine: Engine) -> None:
+    engine, moment = fresh_engine, random.Random(2026)
+    seen = set()
+    for _ in range(20):
+        clients = [
+            subprocess.Popen(
+                ["docker", "run", "-d", "busybox", "sleep", "1000"], env=engine.environment(),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        time.sleep(moment.uniform(0.02, 0.2))
+        engine.kill()
+        told = {client.communicate(timeout=30)[0].strip(): client.returncode for client in clients}
+        engine.start()
+        states = assert_whole(engine)
+        seen |= set(states.values())
+        for container, code in told.items():
+            assert code or states[container] == "running", "success was reported for a container that does not run"
+        engine.docker_rm_all()
+    assert "running" in seen
+    for number in engine.data.joinpath("snapshots").iterdir():
+        assert number.name == "1", "a snapshot of no container is left"
+
+
+class Tally:
+    """What an engine holds on its host, as numbers that may not grow."""
+
+    def __init__(self, engine: Engine, containers: list[str]) -> None:
+        zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
+        processes = [engine.pid, zygote, *traces.children(zygote), *traces.shims(engine.data)]
+        members = [pid for container in containers for pid in traces.members(container)] if len(containers) < 3 else []
+        self.numbers = {
+            "descriptors": len(traces.open_files(engine.pid)),
+            "descriptors of the zygote": len(traces.open_files(zygote)),
+            "threads": len(os.listdir(f"/proc/{engine.pid}/task")),
+            "processes": len([pid for pid in processes + members if traces.alive(pid)]),
+            "children": len(traces.children(engine.pid)),
+            "namespaces": len(traces.namespaces(processes)),
+            "mounts": sum(str(engine.base) in line for line in traces.read("/proc/1/mountinfo").splitlines()),
+            "cgroups": sum(len(traces.cgroups(container)) for container in containers),
+            "run directories": len(os.listdir(engine.run_dir / "containers")),
+            "folders": len(os.listdir(engine.data / "containers")) + len(os.listdir(engine.data / "snapshots")),
+            "trash": len(os.listdir(engine.data / "trash")),
+        }
+
+
+def disk(path: Path) -> int:
+    """KiB below `path`."""
+    return int(subprocess.run(["du", "-sk", str(path)], capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def cycle(connection: http.client.HTTPConnection) -> str:
+    """Create, start and remove one container over the kept connection; its id."""
+
+    def ask(method: str, path: str, body: str = "") -> Any:
+        connection.request(method, path, body or None, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        data = reply.read()
+        assert reply.status < 300, (method, path, data)
+        return json.loads(data) if data else None
+
+    container: str = ask("POST", "/containers/create", '{"Image": "busybox", "Cmd": ["sleep", "1000"]}')["Id"]
+    ask("POST", f"/containers/{container}/start")
+    ask("DELETE", f"/containers/{container}?force=1")
+    return container
+
+
+def test_two_hundred_lives_leave_everything_as_it_was(fresh_engine: Engine) -> None:
+    engine = fresh_engine
+    connection = http.client.HTTPConnection("d", timeout=60)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(engine.socket))
+    for _ in range(20):  # the pool of threads and the ledger's log reach their size
+        cycle(connection)
+    settled = until(lambda: not os.listdir(engine.data / "trash") and Tally(engine, []), "rest after the warm-up")
+    assert isinstance(settled, Tally)
+    before, used = settled.numbers, disk(engine.data)
+    lives = [cycle(connection) for _ in range(200)]
+    until(lambda: Tally(engine, lives).numbers == before, f"all as before: {before}", 15)
+    until(lambda: disk(engine.data) <= used + 1024, f"at most 1 MiB more than {used} KiB on disk")
+    connection.close()

@@ -87,7 +87,7 @@ def test_a_daemon_that_fails_is_told_with_its_log(folder: Path, capfd: pytest.Ca
     with pytest.raises(Failure) as caught:
         starter(folder)()
     assert str(caught.value) == (
-        f"tare: the daemon ended with status 1 before it answered; the end of {folder}/log:\n  no such storage driver"
+        f"the daemon ended with status 1 before it answered; the end of {folder}/log:\n  no such storage driver"
     )
     capfd.readouterr()
 

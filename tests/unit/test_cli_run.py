@@ -89,19 +89,23 @@ def test_start_fails(daemon: FakeDaemon, message: str, code: int, detached: bool
     assert done.stderr.decode() == f"tare: Error response from daemon: {message}{HELP}"
 
 
-def test_rm_and_a_start_that_fails_waits_for_the_removal(daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize("detached", [False, True])
+def test_rm_and_a_start_that_fails_waits_for_the_removal(daemon: FakeDaemon, detached: bool) -> None:
     container = Container(daemon, talk)
     removed = threading.Event()
 
     def wait(exchange: Exchange) -> None:
         exchange.head()
-        exchange.chunk({"StatusCode": 127})
+        assert container.started.wait(HANG_S)
+        exchange.chunk({"StatusCode": 127, "Error": {"Message": "no such thing"}})
         exchange.end()
+        container.ended.set()
         removed.set()
 
     daemon.on[f"POST {BASE}/wait"] = wait
     daemon.on[f"POST {BASE}/start"] = lambda e: (e.error(500, "no"), container.started.set())
-    assert tare(daemon, "run", "--rm", "-d", "busybox").returncode == 125
+    done = tare(daemon, "run", "--rm", *(["-d"] if detached else []), "busybox")
+    assert (done.returncode, done.stderr.decode()) == (125, f"tare: Error response from daemon: no{HELP}")
     assert removed.is_set()
 
 

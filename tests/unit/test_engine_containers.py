@@ -221,6 +221,11 @@ def test_rm_at_exit_also_after_a_failed_start(tmp_path: Path) -> None:
         with pytest.raises(Invalid, match="executable file not found"):
             await house.containers.start("two")
         assert (await removed).code == 127
+        await house.create("three", namespaces=Namespaces(network="nowhere"), auto_remove=True)
+        removed = house.containers.wait("three", "removed")
+        with pytest.raises(NotFound, match="network nowhere not found"):
+            await house.containers.start("three")
+        assert (await removed).code == 128
         assert house.containers.all() == []
 
     run(tmp_path, scene)

@@ -197,22 +197,14 @@ class Containers:
             )
         if request.query.get("checkpoint"):
             raise Unsupported("checkpoints are not offered by this engine")
-        self._check_network(request.params["id"])
         await self.engine.containers.start(request.params["id"])
         return NO_CONTENT
-
-    def _check_network(self, ref: str) -> None:
-        """Docker finds out at start, not at create, where a 404 would mean a missing image to clients."""
-        name = self.engine.containers.get(ref).spec.namespaces.network
-        if name not in ("", "default", "bridge", "none", "host") and not name.startswith("container:"):
-            raise NotFound(f"network {name} not found")
 
     async def stop(self, request: Request) -> Response:
         await self.engine.containers.stop(request.params["id"], *stop_options(request))
         return NO_CONTENT
 
     async def restart(self, request: Request) -> Response:
-        self._check_network(request.params["id"])
         await self.engine.containers.restart(request.params["id"], *stop_options(request))
         return NO_CONTENT
 

@@ -68,8 +68,8 @@ def attach(call: Call) -> int:
         resize=f"/containers/{identity}/resize",
     ) as session:
         # Before attach: a container that ends between the two would leave nothing to wait for.
-        wait = client.send("POST", f"/containers/{identity}/wait", fresh=True)
-        reply = wait.reply().check()
+        again = f"/containers/{identity}/wait"
+        session.expect(client.send("POST", again, fresh=True).reply().check(), again)
         stream = client.opened(client.hijack(attach_path(identity, stdin=stdin, keys=keys)))
         _check_state(client.get(f"/containers/{identity}/json")["State"])
         if session.resize_path:
@@ -79,4 +79,4 @@ def attach(call: Call) -> int:
             session.copy(stream)
         except Detach:
             raise Failure(ESCAPED) from None
-        return session.exit_status(reply, identity)
+        return session.exit_status()

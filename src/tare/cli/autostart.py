@@ -65,7 +65,7 @@ class Starter:
             path = os.path.join(folder, "tared")
             if os.access(path, os.X_OK):
                 return path
-        raise Failure(f"tare: cannot start the daemon: no tared in {folders[0]} or on PATH")
+        raise Failure(f"cannot start the daemon: no tared in {folders[0]} or on PATH")
 
     def _listens(self) -> bool:
         try:
@@ -94,7 +94,7 @@ class Starter:
                 setsigdef=DEFAULT_AGAIN,
             )
         except OSError as error:
-            raise Failure(f"tare: cannot start the daemon: {program}: {error.strerror}") from None
+            raise Failure(f"cannot start the daemon: {program}: {error.strerror}") from None
         finally:
             os.close(log)
         terminal.err(
@@ -110,9 +110,9 @@ class Starter:
             if gone:
                 code = os.waitstatus_to_exitcode(status)
                 how = f"ended with status {code}" if code >= 0 else f"was killed by signal {-code}"
-                raise Failure(f"tare: the daemon {how} before it answered{self._tail(begin)}")
+                raise Failure(f"the daemon {how} before it answered{self._tail(begin)}")
             if time.monotonic() > end:
-                raise Failure(f"tare: the daemon does not answer after {ANSWER_S:.0f} s{self._tail(begin)}")
+                raise Failure(f"the daemon does not answer after {ANSWER_S:.0f} s{self._tail(begin)}")
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
 

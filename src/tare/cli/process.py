@@ -217,10 +217,11 @@ def _start_attached(call: Call, name: str, *, stdin: bool, flag: str) -> int:
         except Failure:
             session.restore()
             if removed:
-                session.exit_status(reply, identity)
+                session.until_removed(reply)
             raise
+        session.expect(reply, f"/containers/{identity}/wait" + ("?condition=removed" if removed else ""))
         try:
             session.copy(stream)
         except Detach:
             return 0
-        return session.exit_status(reply, identity)
+        return session.exit_status()

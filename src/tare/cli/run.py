@@ -130,13 +130,14 @@ def _foreground(call: Call, session: Session, flags: Flags, identity: str, keys:
         session.restore()
         attach.close()
         if flags.on("rm"):
-            session.exit_status(reply, identity)
+            session.until_removed(reply)
         raise _with_help(str(error), call, exit_code(str(error))) from None
     try:
-        session.copy(attach, until=wait)
+        session.expect(reply, base + ("/wait?condition=removed" if flags.on("rm") else "/wait"))
+        session.copy(attach)
     except Detach:
         return 0
-    return session.exit_status(reply, identity)
+    return session.exit_status()
 
 
 def create(call: Call) -> int:

@@ -83,6 +83,10 @@ class Session:
         self.resize_path = resize if tty and terminal.is_terminal(STDOUT) else ""
         self._raw: terminal.Raw | None = None
         self._tries = 0
+        self._duplex: Duplex | None = None
+        self._waiting: Reply | None = None
+        self._again = ""
+        self._answer: Any = None
 
     def __enter__(self) -> Self:
         caught = signals.FORWARDED if self.kill else signals.ENDING
@@ -104,9 +108,14 @@ class Session:
         if self._raw is not None:
             self._raw.restore()
 
-    def copy(self, connection: Connection, until: Connection | None = None) -> None:
-        """Until the container's output ends (or `until` has news and no output is attached). Raises Detach."""
-        duplex = Duplex(
+    def expect(self, reply: Reply, again: str) -> None:
+        """`reply` is that of wait, its head read; `again` the path that asks another daemon for the same."""
+        self._waiting = reply
+        self._again = again
+
+    def copy(self, connection: Connection) -> None:
+        """Until the container's output ends (or the container, if no output is attached). Raises Detach."""
+        self._duplex = duplex = Duplex(
             connection,
             self.signals,
             self._wake,
@@ -115,11 +124,12 @@ class Session:
             stderr=(STDOUT if self.tty else STDERR) if self.stderr else None,
             framed=not self.tty,
             escape=Escape(self.keys) if self.tty and self.stdin else None,
-            until=until,
+            watched=lambda: self._waiting.connection if self._waiting is not None else None,
+            news=self._status_news,
         )
         if self.resize_path and not self.resize():
             self._tries = RESIZE_TRIES
-            duplex.retry = self._resize_again
+            duplex.tick = self._tick
         try:
             duplex.run()
         except (Detach, Failure, BrokenPipeError):
@@ -141,10 +151,40 @@ class Session:
             return False
         return True
 
-    def _resize_again(self) -> bool:
-        """A retry of the first resize, which may come before the terminal exists. True = try once more."""
-        self._tries -= 1
-        return not self.resize() and self._tries > 0
+    def _tick(self) -> bool:
+        """Repeat the first resize, which may have come before the terminal existed, and a lost wait. True = go on."""
+        if self._tries:
+            self._tries = 0 if self.resize() else self._tries - 1
+        if self._lost:
+            self._wait_again()
+        return bool(self._tries or self._lost)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether the status is still owed and nobody is there who will tell it."""
+        return self._waiting is None and self._answer is None and bool(self._again)
+
+    def _status_news(self) -> bool:
+        """The wait has something to read: the status (True) or the end of the daemon (False)."""
+        assert self._waiting is not None
+        waiting, self._waiting = self._waiting, None
+        try:
+            self._answer = waiting.document()
+        except ProtocolError:
+            waiting.connection.close()
+            if self._duplex is not None:
+                self._duplex.tick = self._tick
+            return False
+        return True
+
+    def _wait_again(self) -> None:
+        """Ask whether a new daemon is there. Containers survive a daemon, so their client does too."""
+        try:
+            self._waiting = self.client.send("POST", self._again, fresh=True).reply().check()
+        except ApiError as error:
+            self._answer = {"Error": {"Message": error.message}}
+        except (ConnectError, ProtocolError):
+            pass
 
     def _wake(self) -> None:
         for number in self.signals.take():
@@ -181,27 +221,29 @@ class Session:
         if poll.poll(seconds * 1000):
             self._wake()
 
-    def exit_status(self, reply: Reply, identity: str) -> int:
-        """The code out of the reply of wait. If the daemon died meanwhile its successor is asked."""
+    def exit_status(self) -> int:
+        """The code that wait tells. If the daemon died meanwhile its successor is asked, for 20 s."""
+        end = 0.0
+        while self._answer is None:
+            if self._waiting is not None:
+                self.until_readable(self._waiting.connection)
+                self._status_news()
+                continue
+            end = end or time.monotonic() + RECONNECT_S
+            self._wait_again()
+            if self._lost:
+                if time.monotonic() > end:
+                    raise Failure("error waiting for container: unexpected EOF", 125)
+                self.pause(0.1)
+        return _status(self._answer)
+
+    def until_removed(self, reply: Reply) -> None:
+        """After a failed start: wait until the --rm container is gone; its status is of no interest."""
         try:
             self.until_readable(reply.connection)
-            return _status(reply.document())
-        except ProtocolError:
-            return self._status_later(identity)
-
-    def _status_later(self, identity: str) -> int:
-        end = time.monotonic() + RECONNECT_S
-        while True:
-            try:
-                connection = self.client.send("POST", f"/containers/{identity}/wait", fresh=True)
-                self.until_readable(connection)
-                return _status(connection.reply().check().document())
-            except ApiError as error:
-                raise Failure(f"error waiting for container: {error.message}", 125) from None
-            except (ConnectError, ProtocolError):
-                if time.monotonic() > end:
-                    raise Failure("error waiting for container: unexpected EOF", 125) from None
-                self.pause(0.1)
+            reply.read()
+        except Failure:
+            pass
 
 
 def _status(answer: Any) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from _socket import MSG_DONTWAIT, SHUT_WR
 
 from tare.cli.client import ProtocolError
@@ -31,7 +32,7 @@ HEAD = 8
 ERROR_LIMIT = 64 << 10
 DEFAULT_KEYS = b"\x10\x11"
 NAMED_KEYS = {"ctrl-@": 0, "ctrl-[": 27, "ctrl-\\": 28, "ctrl-]": 29, "ctrl-^": 30, "ctrl-_": 31, "DEL": 127}
-RETRY_MS = 30
+TICK_MS = 30
 
 
 class Detach(Exception):
@@ -122,8 +123,9 @@ class Demultiplexer:
 class Duplex:
     """One attached session's copying. `stdin`/`stdout`/`stderr` are descriptors or None for "not attached".
 
-    `wake` is called when signals are queued; `retry` when 30 ms are quiet, until it returns False; `until` (a
-    connection) ends the loop when it has something to read and no output is attached.
+    `wake` is called when signals are queued, `news` when the connection `watched` returns has something to read; a
+    True from `news` ends the loop if no output is attached. `tick`, when set, is called about every 30 ms until it
+    returns False.
     """
 
     def __init__(
@@ -137,7 +139,8 @@ class Duplex:
         stderr: int | None,
         framed: bool,
         escape: Escape | None = None,
-        until: Connection | None = None,
+        watched: Callable[[], Connection | None] = lambda: None,
+        news: Callable[[], bool] = bool,
     ) -> None:
         self.connection = connection
         self.sock = connection.sock
@@ -146,9 +149,12 @@ class Duplex:
         self.stdin = stdin
         self.stdout = stdout
         self.escape = escape
-        self.until = until if stdout is None and stderr is None else None
+        self.watched = watched
+        self.news = news
+        self.silent = stdout is None and stderr is None
         self.frames = Demultiplexer({0: stdout, 1: stdout, 2: stderr}) if framed else None
-        self.retry: Callable[[], bool] | None = None
+        self.tick: Callable[[], bool] | None = None
+        self._last_tick = 0.0
         self._to_container = b""
         self._to_user: list[tuple[int, memoryview]] = []
         self._ended = False
@@ -165,9 +171,9 @@ class Duplex:
         self._output(first)
         while not self._ended or self._to_user:
             self._watch()
-            events = dict(self._poll.poll(RETRY_MS if self.retry is not None else None))
-            if self.retry is not None and not events and not self.retry():
-                self.retry = None
+            events = dict(self._poll.poll(TICK_MS if self.tick is not None else None))
+            if self.tick is not None:
+                self._tick()
             if self.signals.fd in events:
                 self.wake()
             if self._to_user and self._to_user[0][0] in events:
@@ -179,8 +185,16 @@ class Duplex:
                 self._receive()
             if self.stdin is not None and self.stdin in events and not self._to_container:
                 self._read_user()
-            if self.until is not None and self.until.sock.fileno() in events:
+            watched = self.watched()
+            if watched is not None and watched.sock.fileno() in events and self.news() and self.silent:
                 return
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._last_tick >= TICK_MS / 1000:
+            self._last_tick = now
+            if self.tick is not None and not self.tick():
+                self.tick = None
 
     def _watch(self) -> None:
         """Tell poll what is wanted now: one side is read only while what it gave last is written."""
@@ -193,8 +207,9 @@ class Duplex:
             wanted[self.sock.fileno()] = wanted.get(self.sock.fileno(), 0) | select.POLLOUT
         elif self.stdin is not None and not self._ended:
             wanted[self.stdin] = wanted.get(self.stdin, 0) | select.POLLIN
-        if self.until is not None:
-            wanted[self.until.sock.fileno()] = select.POLLIN
+        watched = self.watched()
+        if watched is not None:
+            wanted[watched.sock.fileno()] = select.POLLIN
         if wanted != self._interest:
             for fd in self._interest.keys() - wanted.keys():
                 self._poll.unregister(fd)

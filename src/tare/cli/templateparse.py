@@ -7,14 +7,14 @@ Deliberately absent: define, template and block (a format is one template), comp
 
 from __future__ import annotations
 
-from tare.cli.gotext import unquoted
+from tare.cli.gotext import quoted, unquoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
     from typing import Any, NoReturn
 
-__all__ = ["Command", "Node", "ParseError", "Pipe", "parse"]
+__all__ = ["Block", "Command", "Node", "ParseError", "Pipe", "parse"]
 
 SPACES = " \t\r\n"
 KEYWORDS = frozenset(("block", "break", "continue", "define", "else", "end", "if", "nil", "range", "template", "with"))
@@ -246,8 +246,6 @@ class _Lexer:
         try:
             _constant(self.source[self.position : end])
         except ValueError:
-            from tare.cli.gotext import quoted
-
             return self._fail("bad number syntax: " + quoted(self.source[self.position : end]))
         return self._emit("number", end)
 
@@ -293,8 +291,6 @@ class _Parser:
         kind, text, _position = token
         if kind == "error":
             self.fail(text)
-        from tare.cli.gotext import quoted
-
         shown = "EOF" if kind == "end" else f"<{text}>" if kind == "keyword" else quoted(text[:10])
         if kind not in ("end", "keyword") and len(text) > 10:
             shown += "..."
@@ -375,7 +371,7 @@ class _Parser:
         self.ranges -= word == "range"
         if ending.kind == "else":
             following = self.peek()
-            if following[0] == "keyword" and following[1] in ("if", "with") and self.tokens[self.next - 1][0] != "}}":
+            if following[0] == "keyword":
                 if following[1] != word:
                     self.unexpected(following, "else")
                 self.take()
@@ -464,7 +460,7 @@ class _Parser:
         while self.peek(spaces=True)[0] == "field":
             names.append(self.take(spaces=True)[1][1:])
         if node.kind in CONSTANTS:
-            self.fail(f"unexpected . after term {_shown(str(node))}")
+            self.fail(f"unexpected . after term {quoted(str(node))}")
         # Go gives a field of fields the position of its second part.
         if isinstance(node, Node) and node.kind in ("field", "variable"):
             text = node.text + "".join("." + name for name in names)
@@ -497,12 +493,6 @@ class _Parser:
             except ValueError:
                 self.fail("invalid syntax")
         return Node(kind, position, text, value)
-
-
-def _shown(text: str) -> str:
-    from tare.cli.gotext import quoted
-
-    return quoted(text)
 
 
 def parse(source: str, functions: Container[str], name: str = "") -> list[Node | Block]:

@@ -87,7 +87,12 @@ class Adoption:
             return
         answer = await self._shims.connect(str(run_dir))
         if answer is None:
-            await self._silent(container)
+            # An ending shim closes its socket after it has written the exit file: perhaps only just now.
+            exited = exit_record(run_dir)
+            if exited is not None:
+                self._ended(container, exited)
+            else:
+                await self._silent(container)
             return
         shim, state = answer
         if state.get("exited"):

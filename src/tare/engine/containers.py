@@ -247,6 +247,7 @@ class Containers:
     async def _bundle(self, container: Container) -> Bundle:
         """Gather the facts that plan.bundle needs; the decisions are all there."""
         spec, host = container.spec, self.host
+        _check_network(spec.namespaces.network)
         donors = {kind: self._donor(spec, kind) for kind in _JOINED if _donor_ref(spec, kind)}
         joins = {kind: f"/proc/{donor.pid}/ns/{_JOINED[kind]}" for kind, donor in donors.items()}
         lender = donors.get("network", container)
@@ -385,6 +386,12 @@ class Containers:
         shutil.rmtree(self.lifecycle.run_dir(container.id), ignore_errors=True)
         self.rows.removed(container)
         announce(self._events, container, "destroy")
+
+
+def _check_network(name: str) -> None:
+    """Docker finds out at start, not at create, where a 404 would mean a missing image to clients."""
+    if name not in ("", "default", "bridge", "none", "host") and not name.startswith("container:"):
+        raise NotFound(f"network {name} not found")
 
 
 def _donor_ref(spec: ContainerSpec, kind: str) -> str:

@@ -45,8 +45,8 @@ def fork() -> int:
 def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     """A child in new namespaces by one system call: (pid, pidfd) in the parent, (0, -1) in the child.
 
-    `flags`: CLONE_NEW*; `cgroup`: descriptor of a cgroup v2 directory the child is born in. Where a seccomp filter
-    around us answers ENOSYS (containers do), the older clone(2) is used; then the caller must attach the cgroup.
+    `flags`: CLONE_NEW*, CLONE_PARENT; `cgroup`: descriptor of a cgroup v2 directory the child is born in. Where a
+    seccomp filter around us answers ENOSYS (containers do), the older clone(2) is used; it takes no cgroup.
     """
     flags |= libc.CLONE_PIDFD
     into = 0
@@ -54,8 +54,9 @@ def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
         flags |= libc.CLONE_INTO_CGROUP
         into = cgroup
     # struct clone_args, 88 bytes: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid
-    # set_tid_size cgroup
-    arguments = pack("11Q", flags, _pidfd_address, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, into)
+    # set_tid_size cgroup. A sibling's exit signal is that of our own leader and must be 0 here.
+    signal = 0 if flags & libc.CLONE_PARENT else SIGCHLD
+    arguments = pack("11Q", flags, _pidfd_address, 0, 0, signal, 0, 0, 0, 0, 0, into)
     _before()
     try:
         pid = libc.syscall("clone3", _NR_CLONE3, arguments, len(arguments))

@@ -17,7 +17,7 @@ from typing import Any
 from tare.cgroups import api as cgroups
 from tare.linux import proc
 from tare.linux.fds import Channel
-from tare.runtime import launch, shim, zygote
+from tare.runtime import launch, shim, starter, zygote
 
 from .options import Options
 from .record import Failed, Record, check_id, delete, remove_directory, run_hooks
@@ -248,7 +248,7 @@ def start(record: Record) -> None:
 def run(root: str, options: Options) -> int:
     record, pidfd, status = create(root, options)
     start(record)
-    report = shim.await_start(status)
+    report = starter.await_start(status)
     if report is not None:
         delete(record, force=True)
         raise Failed(f"unable to start container process: {sentence(report, record.data['process']['args'])}")

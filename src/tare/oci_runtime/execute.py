@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tare.linux import libc, proc
-from tare.runtime import enter, shim, zygote
+from tare.runtime import enter, shim, starter, zygote
 
 from .create import console, sentence
 from .options import Options
@@ -39,10 +39,11 @@ def execute(root: str, arguments: Sequence[str]) -> int:
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     cgroup = record.cgroup()
     container = enter.open_container(record.pid, int(record.data["start_time"]))
-    pipes = shim.Pipes.inherited(tty=terminal is not None)
+    pipes = starter.Pipes.inherited(tty=terminal is not None)
     zygote.freeze()
-    child, pidfd, status = enter.spawn(container, record.pid, process, cgroup, pipes, record.id)
-    report = shim.await_start(status)
+    child, pidfd, status = enter.spawn(container, record.pid, process, cgroup, pipes.stdio, record.id)
+    pipes.close_theirs()
+    report = starter.await_start(status)
     if report is not None:
         raise Failed(f"exec failed: unable to start container process: {sentence(report, process['args'])}", 255)
     if terminal is not None:

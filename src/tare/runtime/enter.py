@@ -1,6 +1,6 @@
-"""A further process in a running container (docker exec): a zygote child that monitors, and its child that enters.
+"""A further process in a running container (docker exec).
 
-The monitor joins the container's pid namespace for its child only and stays outside of everything; the child joins the
+The starter joins the container's pid namespace for its child only and stays outside of everything; the child joins the
 rest through a pidfd, so that a recycled pid cannot be entered, and then walks the last steps of init. Host root until
 `security.become`; the same rules as init: nothing is imported or looked up by NSS after setns (rule 2).
 """
@@ -8,9 +8,6 @@ rest through a pidfd, so that a recycled pid cannot be entered, and then walks t
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
-from contextlib import suppress
 from errno import ESRCH
 
 from tare.cgroups import api as cgroups
@@ -18,15 +15,13 @@ from tare.linux import clone, libc, proc, pty
 from tare.linux.fds import Channel
 
 from . import init, security
-from .launch import read_bpf
-from .logfile import NoLog
-from .shim import Pipes, await_start, exit_status, failure, report_failure, supervise
+from .launch import Stdio, read_bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["main", "open_container", "spawn"]
+__all__ = ["open_container", "spawn"]
 
 _ALL = (
     libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWNET | libc.CLONE_NEWCGROUP
@@ -55,19 +50,25 @@ def _namespaces(pid: int) -> int:
 
 
 def spawn(
-    container: int, pid: int, process: dict[str, Any], cgroup: cgroups.Cgroup, pipes: Pipes, name: str
+    container: int,
+    pid: int,
+    process: dict[str, Any],
+    cgroup: cgroups.Cgroup,
+    stdio: Stdio,
+    name: str,
+    *,
+    sibling: bool = False,
 ) -> tuple[int, int, int]:
-    """Clone the entering child: (pid, pidfd, read end of its status pipe)."""
+    """Clone the entering child: (pid, pidfd, read end of its status pipe). `stdio` stays the caller's to close."""
     flags = _namespaces(pid)
     bpf = read_bpf(process.get("bpf") or "")
     status, their_status = os.pipe2(os.O_CLOEXEC)
     libc.setns(container, libc.CLONE_NEWPID)
     clone.assert_single_threaded()
-    child, pidfd = clone.clone3(0)
+    child, pidfd = clone.clone3(libc.CLONE_PARENT if sibling else 0)
     if child == 0:
-        _child(container, flags, process, bpf, cgroup, their_status, pipes, name)
+        _child(container, flags, process, bpf, cgroup, their_status, stdio, name)
     os.close(their_status)
-    pipes.close_theirs()
     return child, pidfd, status
 
 
@@ -78,7 +79,7 @@ def _child(
     bpf: bytes,
     cgroup: cgroups.Cgroup,
     status: int,
-    pipes: Pipes,
+    stdio: Stdio,
     name: str,
 ) -> NoReturn:
     step = "enter the container"
@@ -94,16 +95,16 @@ def _child(
         identity = security.resolve_user(root, process.get("user") or "", list(process.get("groups") or []))
         environment = init.environment(process, identity.home)
         step = "open the terminal"
-        stdio = (pipes.stdio.stdin, pipes.stdio.stdout, pipes.stdio.stderr)
-        if pipes.stdio.tty is not None:
-            slave = _terminal(root, process, pipes.stdio.tty)
-            stdio = (slave, slave, slave)
+        streams = (stdio.stdin, stdio.stdout, stdio.stderr)
+        if stdio.tty is not None:
+            slave = _terminal(root, process, stdio.tty)
+            streams = (slave, slave, slave)
         os.close(root)
     except BaseException as error:
         init.fail(status, step, error)
     init.execute(
         _oci(process), list(process["args"]), environment, identity,
-        bpf=bpf, stdio=stdio, status=status, keyring=name,
+        bpf=bpf, stdio=streams, status=status, keyring=name,
     )  # fmt: skip
 
 
@@ -127,40 +128,3 @@ def _terminal(root: int, process: dict[str, Any], channel: Channel) -> int:
     os.close(master)
     pty.set_controlling(slave)
     return slave
-
-
-def main(
-    hierarchy: cgroups.Hierarchy,
-    directory: str,
-    process: dict[str, Any],
-    control: Channel,
-    clients: Sequence[tuple[dict[str, Any], int]],
-) -> NoReturn:
-    """A forked child of the zygote becomes the monitor of one exec. Ends with it."""
-    libc.set_name("tare-exec")
-    step = "find the container"
-    try:
-        pid, started = (int(word) for word in proc.read(f"{directory}/pid").split())
-        container = open_container(pid, started)
-        step = "create the process"
-        pipes = Pipes(tty=bool(process.get("tty")), stdin=bool(process.get("stdin")))
-        cgroup = hierarchy.cgroup(process["cgroup"])
-        child, pidfd, status = spawn(container, pid, process, cgroup, pipes, os.path.basename(directory))
-        os.close(container)
-        report = await_start(status)
-        os.close(status)
-        if report is not None:
-            with suppress(OSError):
-                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            report_failure(control, report)
-    except Exception as error:
-        report_failure(control, failure(step, error))
-    monitor = supervise(
-        child, pidfd, pipes, control, clients, NoLog(), stdin_once=True, tty=bool(process.get("tty")), warnings=[]
-    )
-    monitor.run()
-    exited = exit_status(pidfd)
-    monitor.streams.drain(time.monotonic(), time.monotonic)
-    monitor.tell({"type": "exited", **exited})
-    monitor.finish()
-    os._exit(0)

@@ -7,6 +7,7 @@ from. The caller owns the descriptors it passes; the child gets copies by being 
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NAMESPACES", "Launched", "Stdio", "launch", "read_bpf"]
+__all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "launch", "read_bpf"]
 
 NAMESPACES = {
     "user": libc.CLONE_NEWUSER,
@@ -61,6 +62,19 @@ class Launched:
         self.warnings = warnings
 
 
+def abandon(launched: Launched) -> None:
+    """Undo a launch whose program never started."""
+    with suppress(OSError):
+        signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(launched.pidfd, select.POLLIN)
+    poll.poll(10_000)
+    with suppress(OSError):  # ECHILD: a sibling's parent reaps it
+        os.waitid(os.P_PIDFD, launched.pidfd, os.WEXITED)
+    with suppress(OSError):
+        launched.cgroup.delete()
+
+
 def read_bpf(path: str) -> bytes:
     """The compiled filter, read while names still mean the host's files."""
     if not path:
@@ -80,10 +94,12 @@ def launch(
     status: int,
     stdio: Stdio,
     notify_gate: bool = False,
+    sibling: bool = False,
 ) -> Launched:
     """Make the cgroup and clone init into it. OSError with the step in its text; nothing is left behind then.
 
-    `gate`: read end that lets the program start; `status`: write end of a pipe for init's report (init.fail).
+    `gate`: read end that lets the program start; `status`: write end of a pipe for init's report (init.fail);
+    `sibling`: init becomes our parent's child, which then waits for it.
     """
     linux = bundle["oci"].get("linux") or {}
     namespaces = {n["type"]: n.get("path") or "" for n in linux.get("namespaces") or []}
@@ -93,7 +109,7 @@ def launch(
     early: tuple[int, int] | None = None
     joins: list[tuple[int, int]] = []
     try:
-        flags = _flags(namespaces)
+        flags = _flags(namespaces) | (libc.CLONE_PARENT if sibling else 0)
         if flags & libc.CLONE_NEWUSER:
             early = os.pipe2(os.O_CLOEXEC)
         _before_clone(namespaces, linux)
@@ -131,12 +147,7 @@ def launch(
             _write_maps(pid, linux)
             os.write(early[1], b"\n")
     except BaseException:
-        with suppress(OSError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(pidfd)
-        with suppress(OSError):
-            cgroup.delete()
+        abandon(Launched(pid, pidfd, cgroup, []))
         raise
     finally:
         if early:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from struct import pack
 
-from .logfile import NoLog
+from tare.jsonlog import NoLog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class Streams:
     """The pump. `sources`: {descriptor: stream number 1 or 2}; `stdin`: where input goes, or -1; a pty is both."""
 
     __slots__ = (
-        "_epoll", "_input", "_input_ended", "_on_detach", "_paused", "_sources", "_stdin", "_stdin_once", "_tty",
-        "clients", "log",
+        "_epoll", "_input", "_input_ended", "_paused", "_sources", "_stdin", "_stdin_once", "_tty",
+        "clients", "log", "on_detach",
     )  # fmt: skip
 
     def __init__(
@@ -101,7 +102,6 @@ class Streams:
         stdin: int,
         stdin_once: bool,
         tty: bool,
-        on_detach: Callable[[int], None],
     ) -> None:
         self._epoll = epoll
         self.log = log
@@ -111,7 +111,7 @@ class Streams:
         self._tty = tty
         self._input = bytearray()
         self._input_ended = False
-        self._on_detach = on_detach
+        self.on_detach: Callable[[int], None] = lambda client: None
         self._paused = False
         self.clients: dict[int, Client] = {}
         for fd in sources:
@@ -185,7 +185,7 @@ class Streams:
             self._input += data
             self._write_input()
         if detached:
-            self._on_detach(client.number)
+            self.on_detach(client.number)
             self.drop(client.sock.fileno())
 
     def _write_input(self) -> None:
@@ -313,10 +313,23 @@ class Streams:
         self._flow()
         return not any(client.out for client in self.clients.values())
 
-    def close(self) -> None:
-        """Hang up on every client: their end of file says that all output was sent."""
-        for client in self.clients.values():
+    def close(self, seconds: float) -> None:
+        """End of file for every client: all output was sent. What they still send is read until they hang up too,
+        because a socket closed with unread input resets the connection and may take the last output along."""
+        ready = select.poll()
+        for fd, client in self.clients.items():
             with suppress(OSError):
-                client.sock.shutdown(socket.SHUT_RDWR)
-            client.sock.close()
-        self.clients.clear()
+                client.sock.shutdown(socket.SHUT_WR)
+            ready.register(fd, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while self.clients and (left := deadline - time.monotonic()) > 0:
+            for fd, _ in ready.poll(int(left * 1000)):
+                try:
+                    ended = not self.clients[fd].sock.recv(_CHUNK)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    ended = True
+                if ended:
+                    ready.unregister(fd)
+                    self.clients.pop(fd).sock.close()

@@ -16,11 +16,12 @@ import _signal  # type: ignore[import-not-found]  # signal wraps each call in en
 import gc
 import os
 import signal
+import socket
 
 from tare.cgroups import api as cgroups
 from tare.linux import clone, libc
 from tare.linux.fds import Channel
-from tare.runtime import enter, init, seal, shim
+from tare.runtime import init, seal, shim, starter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def freeze() -> None:
 
 
 def serve(jobs: Channel, hierarchy: cgroups.Hierarchy) -> None:
-    """Until the daemon's end of file: keep one child ahead that waits for a job, so that a start needs no fork.
+    """Until the daemon's end of file: keep a pair of children ahead that waits for a job, so that no start forks.
 
-    The child takes its job from `jobs` itself, and this process does next to nothing in between: every page that it
-    wrote to would be one that its children no longer share (with a zygote that passes jobs on, 0.5 MB more each).
+    The starter takes the job from `jobs` itself, and this process does next to nothing in between: every page that it
+    wrote to would be one that its children no longer share (0.5 MB each, if it received and passed on the jobs).
     """
     while True:
         taken, waiting = os.pipe2(os.O_CLOEXEC)
@@ -56,31 +57,27 @@ def serve(jobs: Channel, hierarchy: cgroups.Hierarchy) -> None:
             os.close(taken)
             _child(jobs, hierarchy, waiting)
         os.close(waiting)
-        os.read(taken, 1)  # end of file: the child has its job, or is gone
+        os.read(taken, 1)  # end of file: the pair has its job, or is gone
         os.close(taken)
         if jobs.ended():
             return
 
 
 def _child(jobs: Channel, hierarchy: cgroups.Hierarchy, waiting: int) -> NoReturn:
-    """Wait for one job and become it. Without the zygote nobody would see that this child is the last: it goes too."""
+    """A shim and its starter. Until they have a job they die with the zygote: nobody would fork the next pair."""
     try:
-        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        received = jobs.recv()
-        libc.prctl(libc.PR_SET_PDEATHSIG, 0)
-        if received is None:
-            os._exit(0)
+        libc.prctl(libc.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        os.setsid()
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        pid = clone.fork()
+        if pid == 0:
+            ours.close()
+            starter.main(jobs, hierarchy, waiting, theirs)
         os.close(waiting)
         jobs.close()
-        os.setsid()
-        _signal.signal(signal.SIGCHLD, _signal.SIG_DFL)
-        message, fds = received
-        control = Channel.from_fd(fds[0])
-        clients = list(zip(message.get("attach") or [], fds[1:], strict=True))
-        if message["type"] == "run":
-            shim.main(hierarchy, message["dir"], control, clients)
-        elif message["type"] == "exec":
-            enter.main(hierarchy, message["dir"], message["process"], control, clients)
+        theirs.close()
+        shim.main(ours, pid, hierarchy)
     except BaseException:  # the outermost frame of this process: report and leave, never return into the loop
         sys.excepthook(*sys.exc_info())
     os._exit(70)

@@ -12,10 +12,6 @@ import time
 from contextlib import suppress
 from json.encoder import encode_basestring
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 __all__ = ["JsonFile", "NoLog", "open_log"]
 
 _ENTRY = 16 * 1024
@@ -125,8 +121,6 @@ class JsonFile(NoLog):
         os.close(self._fd)
 
 
-def open_log(log: dict[str, Any]) -> NoLog:
-    """bundle.log -> a writer."""
-    if (log.get("driver") or "none") == "none":
-        return NoLog()
-    return JsonFile(log["path"], int(log.get("max_size") or 0), int(log.get("max_file") or 1))
+def open_log(driver: str, path: str, max_size: int, max_file: int) -> NoLog:
+    """A writer for bundle.log."""
+    return JsonFile(path, max_size, max_file) if driver == "json-file" else NoLog()

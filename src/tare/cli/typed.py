@@ -1,0 +1,115 @@
+"""JSON documents of the API seen as Docker's Go types, so that a --format behaves as with Docker's client.
+
+The API leaves out fields that are empty, and tells a struct from a map no more; templates notice both. Here a member is
+a map if its name is in MAPS, a struct otherwise; what may be left out stands in OPTIONAL. Member names may also be
+written as Go's fields are (.ID for "Id"). A value that no type explains is taken as it came.
+"""
+
+from __future__ import annotations
+
+from tare.cli.template import Map, Nil, Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Struct", "typed"]
+
+POINTER, LIST, MAP = Nil("<nil>"), Nil("[]"), Nil("map[]")
+EMPTY = Map()
+MAPS: dict[str, Any] = {
+    "Annotations": "", "Attributes": "", "AuxiliaryAddresses": "", "AuxAddress": "", "Containers": EMPTY, "Data": "",
+    "Details": "", "DriverOpts": "", "ExposedPorts": EMPTY, "IndexConfigs": POINTER, "Labels": "", "Networks": POINTER,
+    "Options": "", "PortBindings": LIST, "Ports": LIST, "Runtimes": EMPTY, "StorageOpt": "", "Sysctls": "",
+    "Tmpfs": "", "Volumes": EMPTY,
+}  # fmt: skip
+"""Member name -> what `index` gives for a missing key."""
+POINTERS = frozenset((
+    "Config", "ContainerConfig", "Health", "Healthcheck", "HostConfig", "IPAMConfig", "Init", "MemorySwappiness",
+    "OomKillDisable", "PidsLimit", "Platform", "SizeRootFs", "SizeRw", "State", "StopTimeout", "UsageData",
+))  # fmt: skip
+"""Members that are "<nil>" when null; other nulls are empty lists."""
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "container": {"SizeRw": POINTER, "SizeRootFs": POINTER, "ImageManifestDescriptor": POINTER},
+    "image": {
+        "Comment": "", "Config": POINTER, "Container": "", "ContainerConfig": POINTER, "Created": "", "OsVersion": "",
+        "Parent": "", "Variant": "", "VirtualSize": 0,
+    },
+    "network": {"ConfigOnly": False, "Peers": LIST, "Services": MAP},
+    "volume": {"ClusterVolume": POINTER, "CreatedAt": "", "Status": MAP, "UsageData": POINTER},
+    "State": {"Health": POINTER},
+    "Config": {
+        "ArgsEscaped": False, "ExposedPorts": MAP, "Healthcheck": POINTER, "MacAddress": "", "NetworkDisabled": False,
+        "Shell": LIST, "StopSignal": "", "StopTimeout": POINTER,
+    },
+    "HostConfig": {
+        "Annotations": MAP, "Init": POINTER, "Mounts": LIST, "StorageOpt": MAP, "Sysctls": MAP, "Tmpfs": MAP,
+    },
+    "Mounts": {"Type": "", "Name": "", "Driver": ""},
+    "RootFS": {"Layers": LIST},
+}  # fmt: skip
+"""Name of the struct (of the member it is in) -> fields that the API leaves out, and what they then are."""
+ORDER = {"Mounts": ("Type", "Name", "Source", "Destination", "Driver", "Mode", "RW", "Propagation")}
+"""Order of the fields where some may be missing in between."""
+
+
+def typed(value: Any, name: str) -> Any:
+    """`value` as the type that a member `name` has ("container", "image", ... at the top)."""
+    if isinstance(value, list):
+        return [typed(each, name) for each in value]
+    if value is None:
+        return POINTER if name in POINTERS else MAP if name in MAPS else LIST
+    if not isinstance(value, dict):
+        return value
+    if name not in MAPS:
+        return Struct(value, name)
+    zero = MAPS[name]
+    if zero is EMPTY or zero == "" or zero is POINTER or zero is LIST:
+        found = Map({key: _inside(each, zero, name) for key, each in value.items()})
+        found.zero = zero
+        return found
+    return value
+
+
+def _inside(value: Any, zero: Any, name: str) -> Any:
+    """A map's value: a struct, or a list of them, of a type that has no name of its own."""
+    if value is None:
+        return zero
+    return typed(value, name + " of") if isinstance(value, dict | list) else value
+
+
+class Struct(Record):
+    """One JSON object as a struct."""
+
+    def __init__(self, data: dict[str, Any], name: str) -> None:
+        self.data = data
+        self.name = name
+        self.go_type = name
+
+    def field(self, name: str) -> Any:
+        if not name[:1].isupper():
+            raise KeyError(name)
+        key = self._key(name)
+        if key is None:
+            return OPTIONAL[self.name][name]
+        value = self.data[key]
+        # The options of a log driver have the name of a container's Config.
+        return Map(value) if self.name == "LogConfig" and isinstance(value, dict) else typed(value, key)
+
+    def _key(self, name: str) -> str | None:
+        """The member's name: itself, or the same but for case (Go's ID is "Id")."""
+        if name in self.data:
+            return name
+        lower = name.lower()
+        return next((key for key in self.data if key.lower() == lower), None)
+
+    def json(self) -> Any:
+        return {key: typed(value, key) if isinstance(value, dict | list) else value for key, value in self.data.items()}
+
+    def __str__(self) -> str:
+        """Go's %v: the fields without their names."""
+        from tare.cli.gotext import text
+
+        missing = OPTIONAL.get(self.name, {})
+        names = ORDER.get(self.name) or self.data
+        return "{" + " ".join(text(self.field(key)) for key in names if key in self.data or key in missing) + "}"
