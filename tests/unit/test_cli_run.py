@@ -296,7 +296,7 @@ def test_a_reader_that_leaves(daemon: FakeDaemon) -> None:
 
 
 def test_a_daemon_that_dies_and_comes_back(daemon: FakeDaemon) -> None:
-    """The shim keeps the output flowing; the status is asked from the next daemon."""
+    """The shim keeps the output flowing; the next daemon is asked for the status while the container still runs."""
     container = Container(daemon, talk)
     first = threading.Event()
     usual = container.wait
@@ -305,14 +305,38 @@ def test_a_daemon_that_dies_and_comes_back(daemon: FakeDaemon) -> None:
         if not first.is_set():
             first.set()
             exchange.head()
+            assert container.started.wait(HANG_S)
             exchange.sock.shutdown(socket.SHUT_RDWR)
             return "close"
         return usual(exchange)
 
+    def process(sock: socket.socket) -> int:
+        daemon.wait_for("/wait", 2)
+        return talk(sock)
+
+    container.script = process
     daemon.on[f"POST {BASE}/wait"] = wait
-    done = tare(daemon, "run", "x")
-    assert (done.returncode, done.stdout) == (7, b"out\n")
-    assert daemon.targets()[-1] == f"POST {BASE}/wait"
+    done = tare(daemon, "run", "--rm", "x")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+    assert daemon.targets()[-1] == f"POST {BASE}/wait?condition=removed"
+
+
+def test_a_daemon_that_comes_back_after_the_end(daemon: FakeDaemon) -> None:
+    container = Container(daemon, talk)
+    waits: list[Exchange] = []
+
+    def wait(exchange: Exchange) -> object:
+        waits.append(exchange)
+        if len(waits) < 4:
+            if len(waits) == 1:
+                exchange.head()
+            exchange.sock.shutdown(socket.SHUT_RDWR)
+            return "close"
+        return container.wait(exchange)
+
+    daemon.on[f"POST {BASE}/wait"] = wait
+    assert tare(daemon, "run", "x").returncode == 7
+    assert [each.target.partition("?")[2] for each in waits] == ["condition=next-exit", "", "", ""]
 
 
 def test_an_error_frame(daemon: FakeDaemon) -> None:

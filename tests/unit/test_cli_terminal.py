@@ -164,6 +164,16 @@ def test_own_detach_keys(daemon: FakeDaemon, screen: Terminal) -> None:
     assert "detachKeys=ctrl-x%2Cy" in daemon.wait_for("/attach").target
 
 
+def test_detach_keys_of_the_config_file(daemon: FakeDaemon, screen: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"detachKeys": "ctrl-z,z"}')
+    Shell(daemon)
+    process = begin(daemon, screen, "--config", str(tmp_path), "run", "-it", "x")
+    screen.expect(b"ready")
+    screen.type(b"\x1az")
+    assert process.wait(HANG_S) == 0
+    assert screen.restored
+
+
 def test_detach_from_attach_says_so(daemon: FakeDaemon, screen: Terminal) -> None:
     shell = Shell(daemon)
     shell.started.set()

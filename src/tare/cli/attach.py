@@ -48,7 +48,7 @@ def _check_state(state: dict[str, Any]) -> None:
 def attach(call: Call) -> int:
     """The container's exit code, 1 after the detach keys."""
     flags = call.parse(ATTACH)
-    keys = chosen_keys(flags.text("detach-keys"))
+    keys = chosen_keys(flags.text("detach-keys"), call.settings.text("config"))
     client = call.client
     found = client.get(f"/containers/{escaped(flags.words[0])}/json")
     _check_state(found["State"])

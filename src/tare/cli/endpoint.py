@@ -1,6 +1,6 @@
 """Where the daemon is: -H, TARE_HOST, DOCKER_HOST, else unix:///run/tare.sock; and how a socket to it is made.
 
-Only this module and main.py read these variables. TLS is imported when an endpoint asks for it, not before.
+No other module looks at these variables. TLS is imported when an endpoint asks for it, not before.
 Deliberately absent: ssh:// and Docker's contexts; both end in a clear refusal.
 """
 

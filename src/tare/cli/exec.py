@@ -64,7 +64,7 @@ def _request(flags: Flags, keys: str) -> dict[str, Any]:
 def exec_(call: Call) -> int:
     """The command's exit code; 126 and 127 come from the daemon as exit codes too."""
     flags = call.parse(EXEC)
-    keys = chosen_keys(flags.text("detach-keys"))
+    keys = chosen_keys(flags.text("detach-keys"), call.settings.text("config"))
     request = _request(flags, keys)
     client = call.client
     name = escaped(flags.words[0])

@@ -1,6 +1,6 @@
 """How Go's fmt and strconv write values: %v of lists, maps and structs, Printf's verbs, quoted strings.
 
-Values are those of a template: bool, int, float, str, list, dict (a map), None (nil) and template.py's Record and Nil.
+Values are those of a template: bool, int, float, str, list, dict (a map), None (nil) and those of gotypes.py.
 Deliberately absent: verbs nobody writes in a format (%b, %e, %p, explicit argument indexes).
 """
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 import os
 
 from tare.cli.failure import Failure
-from tare.cli.template import Record, Template, TemplateError
+from tare.cli.gotypes import Record
+from tare.cli.human import safe
+from tare.cli.table import columns, table
+from tare.cli.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from tare.cli.options import Flags
+    from tare.cli.template import Template
 
 __all__ = ["FORMAT_HELP", "Row", "configured", "filter_word", "filters", "show", "template_of"]
 
@@ -56,10 +60,6 @@ class Row(Record):
         return self.labels().get(name, "")
 
 
-class _Titles(dict[str, str]):
-    """The titles of a table's columns, by field."""
-
-
 class _Header(Record):
     """What a template sees when a table's first line is made: titles for fields, a readable word for .Label "a.b"."""
 
@@ -83,6 +83,8 @@ def template_of(form: str) -> Template:
         form = form[len("table") :]
     elif form == "json":
         form = "{{json .}}"
+    from tare.cli.template import Template, TemplateError
+
     form = form.strip(" ").replace("\\t", "\t").replace("\\n", "\n")
     try:
         return Template(form)
@@ -90,24 +92,21 @@ def template_of(form: str) -> Template:
         raise Failure(f"template parsing error: {error}") from None
 
 
-def show(form: str, rows: Iterable[Row], titles: Mapping[str, str], write: Callable[[str], object]) -> None:
-    """Write all rows in the given format, with the titles of a table. Raises Failure."""
-    from tare.cli.terminal import printable
+def show(form: str, rows: Iterable[Row], titles: Mapping[str, str], default: Sequence[str]) -> str:
+    """All rows in the given format; `default` names the columns of the plain table. Raises Failure."""
+    if form in ("", "table"):
+        cells = [[safe(str(row.field(name))) for name in default] for row in rows]
+        return table([[titles[name] for name in default], *cells])
+    from tare.cli.template import TemplateError
 
     template = template_of(form)
-    lines = []
     try:
-        for row in rows:
-            lines.append(template.render(row) + "\n")
+        body = printable("".join([template.render(row) + "\n" for row in rows]))
     except TemplateError as error:
         raise Failure(f"template parsing error: {error}") from None
-    body = printable("".join(lines))
-    if form.startswith("table"):
-        from tare.cli.table import columns
-
-        body = columns(template.header(_Header(titles)) + "\n" + body)
-    if body:
-        write(body)
+    if not form.startswith("table"):
+        return body
+    return columns(template.header(_Header(titles)) + "\n" + body)
 
 
 def filter_word(text: str) -> tuple[str, str] | None:

@@ -190,7 +190,7 @@ def _start_attached(call: Call, name: str, *, stdin: bool, flag: str) -> int:
     from tare.cli.session import Session, chosen_keys
     from tare.cli.streams import Detach
 
-    keys = chosen_keys(flag)
+    keys = chosen_keys(flag, call.settings.text("config"))
     client = call.client
     found = client.get(_path(name, "/json"))
     identity = escaped(found["Id"])

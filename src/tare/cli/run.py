@@ -66,7 +66,7 @@ def run(call: Call) -> int:
             request[member] = False
     else:
         check_terminal(tty=request["Tty"], stdin=request["AttachStdin"])
-    keys = chosen_keys(flags.text("detach-keys"))
+    keys = chosen_keys(flags.text("detach-keys"), call.settings.text("config"))
     client = call.client
     try:
         identity = _create(client, flags, request)

@@ -40,9 +40,9 @@ def check_terminal(*, tty: bool, stdin: bool) -> None:
         raise Failure("the input device is not a TTY")
 
 
-def chosen_keys(flag: str, environment_file: str = "") -> str:
-    """--detach-keys, else detachKeys of Docker's config.json, checked. Raises Failure."""
-    keys = flag or _configured(environment_file)
+def chosen_keys(flag: str, folder: str) -> str:
+    """--detach-keys, else detachKeys of config.json in `folder` ("" = Docker's), checked. Raises Failure."""
+    keys = flag or _configured(folder)
     if keys:
         try:
             detach_keys(keys)
@@ -51,10 +51,10 @@ def chosen_keys(flag: str, environment_file: str = "") -> str:
     return keys
 
 
-def _configured(path: str) -> str:
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/"), ".docker")
+def _configured(folder: str) -> str:
+    folder = folder or os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/"), ".docker")
     try:
-        with open(path or os.path.join(folder, "config.json"), "rb") as file:
+        with open(os.path.join(folder, "config.json"), "rb") as file:
             data = file.read()
     except OSError:
         return ""

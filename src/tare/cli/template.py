@@ -2,15 +2,15 @@
 
     Template('{{json .Mounts}}').render(value)      TemplateError: "template: :1:2: executing ..."
 
-Values: bool, int, float, str, list, dict (a map), None (nil), Record (a struct, or an object with methods), Nil (a nil
-pointer, list or map with a type), MISSING (no value at all). Runs in the client; foreign values are data, a template
-is the user's own.
+Values: bool, int, float, str, list, dict (a map), None (nil), and those of gotypes.py. Runs in the client; values are
+foreign data, a template is the user's own.
 """
 
 from __future__ import annotations
 
 from tare.cli.gojson import encode
 from tare.cli.gotext import kind, quoted, sprint, sprintf, sprintln, text
+from tare.cli.gotypes import MISSING, Nil, Record
 from tare.cli.templateparse import Block, Command, Node, ParseError, Pipe, parse
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
-__all__ = ["FUNCTIONS", "MISSING", "Map", "Nil", "Record", "Template", "TemplateError", "UnknownField"]
+__all__ = ["FUNCTIONS", "Template", "TemplateError", "UnknownField"]
 
 
 class TemplateError(Exception):
@@ -27,53 +27,6 @@ class TemplateError(Exception):
 
 class UnknownField(TemplateError):
     """A field that its value's type does not have."""
-
-
-class Record:
-    """A struct: a field that is not there is an error. `go_type` stands in that error's text."""
-
-    go_type = "struct"
-
-    def field(self, name: str) -> Any:
-        """Raises KeyError."""
-        raise KeyError(name)
-
-    def method(self, name: str) -> Callable[..., Any] | None:
-        """A method that takes arguments."""
-        return None
-
-    def json(self) -> Any:
-        """What `json` writes of it."""
-        raise NotImplementedError
-
-
-class Nil(Record):
-    """A typed nil, as `shown` by Go: "<nil>", "[]" or "map[]"."""
-
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
-
-    def __str__(self) -> str:
-        return self.shown
-
-    def json(self) -> None:
-        return None
-
-
-class Map(dict[str, Any]):
-    """A map whose type is known: `index` of a missing key gives `zero`."""
-
-    zero: Any = None
-
-
-class _Missing:
-    """No value: what a map gives for a key it does not have."""
-
-    def __str__(self) -> str:
-        return "<no value>"
-
-
-MISSING = _Missing()
 
 
 class _Break(Exception):

@@ -7,7 +7,7 @@ written as Go's fields are (.ID for "Id"). A value that no type explains is take
 
 from __future__ import annotations
 
-from tare.cli.template import Map, Nil, Record
+from tare.cli.gotypes import Map, Nil, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["boot_id", "children", "effective_capabilities", "is_alive", "mountinfo", "read", "start_time", "status"]
+__all__ = ["boot_id", "children", "effective_capabilities", "is_alive", "mountinfo", "read", "start_time", "status", "write"]
 
 
 def read(path: str, limit: int = 1 << 20) -> bytes:
@@ -15,6 +15,15 @@ def read(path: str, limit: int = 1 << 20) -> bytes:
         while len(data) < limit and (chunk := os.read(fd, min(65536, limit - len(data)))):
             data += chunk
         return data
+    finally:
+        os.close(fd)
+
+
+def write(path: str, data: bytes) -> None:
+    """One write(2) to a file that is there: what procfs takes must come in one piece."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
     finally:
         os.close(fd)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tare.linux import libc, proc
-from tare.runtime import enter, shim, starter, zygote
+from tare.runtime import enter, launch, shim, starter, zygote
 
 from .create import console, sentence
 from .options import Options
@@ -39,14 +39,14 @@ def execute(root: str, arguments: Sequence[str]) -> int:
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     cgroup = record.cgroup()
     container = enter.open_container(record.pid, int(record.data["start_time"]))
-    pipes = starter.Pipes.inherited(tty=terminal is not None)
+    pipes = starter.Pipes(tty=True, stdin=False) if terminal else None
+    stdio = pipes.stdio if pipes else launch.Stdio(0, 1, 2)
     zygote.freeze()
-    child, pidfd, status = enter.spawn(container, record.pid, process, cgroup, pipes.stdio, record.id)
-    pipes.close_theirs()
+    child, pidfd, status = enter.spawn(container, record.pid, process, cgroup, stdio, record.id)
     report = starter.await_start(status)
     if report is not None:
         raise Failed(f"exec failed: unable to start container process: {sentence(report, process['args'])}", 255)
-    if terminal is not None:
+    if terminal is not None and pipes is not None:
         master = next(iter(pipes.ours()[0]))
         socket.send_fds(terminal, [b"/dev/ptmx"], [master])
     if options.has("pid-file"):

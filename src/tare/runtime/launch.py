@@ -14,7 +14,7 @@ from contextlib import suppress
 from errno import EBADF, EBUSY, EINVAL, ENOSYS, EOPNOTSUPP
 
 from tare.cgroups import api as cgroups
-from tare.linux import clone, libc
+from tare.linux import clone, libc, proc
 from tare.linux.fds import Channel
 
 from . import init
@@ -177,7 +177,7 @@ def _before_clone(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> No
         offsets = linux.get("timeOffsets") or {}
         lines = [f"{clock} {o.get('secs', 0)} {o.get('nanosecs', 0)}\n" for clock, o in offsets.items()]
         if lines:
-            _write("/proc/self/timens_offsets", "".join(lines))
+            proc.write("/proc/self/timens_offsets", "".join(lines).encode())
 
 
 def _open_joins(namespaces: Mapping[str, str]) -> list[tuple[int, int]]:
@@ -207,12 +207,4 @@ def _write_maps(pid: int, linux: Mapping[str, Any]) -> None:
     for name, key in (("uid_map", "uidMappings"), ("gid_map", "gidMappings")):
         lines = [f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in linux.get(key) or []]
         # one write per file, user_namespaces(7)
-        _write(f"/proc/{pid}/{name}", "".join(lines))
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+        proc.write(f"/proc/{pid}/{name}", "".join(lines).encode())

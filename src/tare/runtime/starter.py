@@ -54,15 +54,6 @@ class Pipes:
         self._sources = {out: 1, err: 2}
         self.stdio = Stdio(their_in, their_out, their_err)
 
-    @classmethod
-    def inherited(cls, *, tty: bool) -> Pipes:
-        """Our own 0, 1, 2 instead of pipes, for `tare-oci exec`."""
-        pipes = cls(tty=True, stdin=False) if tty else cls.__new__(cls)
-        if not tty:
-            pipes.channel, pipes._sources, pipes._stdin, pipes.tty = None, {}, -1, False
-            pipes.stdio = Stdio(os.dup(0), os.dup(1), os.dup(2))
-        return pipes
-
     def close_theirs(self) -> None:
         for fd in {self.stdio.stdin, self.stdio.stdout, self.stdio.stderr}:
             os.close(fd)
@@ -152,7 +143,7 @@ class Job:
     def run(self, hierarchy: cgroups.Hierarchy) -> None:
         """Run: Ready, Go, Started."""
         with suppress(OSError):
-            write_plain(f"/proc/{os.getppid()}/oom_score_adj", b"-998")
+            proc.write(f"/proc/{os.getppid()}/oom_score_adj", b"-998")
         bundle = json.loads(proc.read(f"{self.directory}/bundle.json", 1 << 26))
         self.step = "listen"
         listener = self._listen()
@@ -256,11 +247,3 @@ class Job:
         with suppress(OSError):
             self.control.send(started)
         socket.send_fds(self.wire, ["\0".join(fields).encode()], fds + self.clients)
-
-
-def write_plain(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
