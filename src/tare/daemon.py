@@ -269,16 +269,18 @@ def _host() -> tuple[Hierarchy, HostFacts]:
 def _engine_config(settings: Settings) -> Config:
     """The engine's share of the settings. Unsupported for an option that nothing reads yet: it must not be ignored."""
     from tare.engine.engine import Config
+    from tare.engine.model import Ulimit
 
-    fresh = Settings()
-    for name in ("bip", "bridge", "cgroup_parent", "default_ulimit", "log_driver"):
-        if getattr(settings, name) != getattr(fresh, name):
-            raise Unsupported(f"--{name.replace('_', '-')} is not offered by this version")
+    if settings.bip or settings.bridge not in ("", "none"):
+        raise Unsupported("--bip and --bridge need bridge networks, which this version lacks; --bridge none works")
     options = {"max-size": "10m", "max-file": "3"} if not settings.log_opt else settings.log_opt
     return Config(
         data_root=Path(settings.data_root),
         exec_root=Path(settings.exec_root),
         init_path=settings.init_path,
+        cgroup_parent=settings.cgroup_parent,
+        ulimits=tuple(Ulimit(name=n, soft=s, hard=h) for n, (s, h) in settings.default_ulimit.items()),
+        log_driver=settings.log_driver,
         log_options=options,
         labels=tuple(settings.label),
         debug=settings.debug,

@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
+BIN = Path(os.environ.get("TARE_BIN", Path(sys.executable).parent))
+SLOW = float(os.environ.get("TARE_SLOW", "1"))
+"""Stretches deadlines on an emulated machine."""
 CACHE = ROOT / "tests" / ".cache"
 
 
@@ -60,7 +62,7 @@ class Engine:
             self.await_ready()
 
     def await_ready(self, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOW
         while time.monotonic() < deadline:
             assert self.process is not None
             if self.process.poll() is not None:
@@ -101,7 +103,7 @@ class Engine:
                 "LC_ALL": "C.UTF-8", "DOCKER_CLI_HINTS": "false"}  # fmt: skip
 
     def _client(self, program: str, *arguments: str, check: bool, **options: Any) -> subprocess.CompletedProcess[str]:
-        options.setdefault("timeout", 60)
+        options.setdefault("timeout", 60 * SLOW)
         if "input" not in options and "stdin" not in options:
             options["stdin"] = subprocess.DEVNULL
         text = not isinstance(options.get("input"), bytes) and options.pop("text", True)
@@ -139,7 +141,7 @@ class Engine:
             self.docker("rm", "-f", "-v", *ids, check=False)
 
     def await_state(self, container: str, state: str, seconds: float = 15) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOW
         while (found := self.inspect(container)["State"])["Status"] != state:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{container} is {found}, not {state}")
@@ -169,7 +171,7 @@ class Engine:
 
     def settle(self, before: dict[str, list[str]], seconds: float = 10) -> None:
         """AssertionError naming what is still there after `seconds`."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOW
         while (now := self.ledger()) != before:
             if time.monotonic() > deadline:
                 left = {key: sorted(set(now[key]) - set(before[key])) for key in now if now[key] != before[key]}

@@ -89,7 +89,8 @@ def _paths(canary: str) -> Iterator[tuple[str, Case]]:
     yield "symlink_relative", Case(tar(symlink("a", up), file("a/pwn")), None)
     yield "symlink_chain", Case(tar(symlink("a", "b"), symlink("b", "c"), symlink("c", canary), file("a/pwn")), None)
     yield "symlink_loop", Case(tar(symlink("a", "b"), symlink("b", "a"), file("a/x")), r"symbolic links|loop")
-    yield "directory_to_symlink", Case(tar(("etc", DIRECTORY), symlink("etc", canary), file("etc/pwn")), r"cannot overwrite directory")
+    flipped = [("etc", DIRECTORY), symlink("etc", canary), file("etc/pwn")]
+    yield "directory_to_symlink", Case(tar(*flipped), r"cannot overwrite directory")
     yield "file_over_symlink", Case(tar(symlink("f", canary + "/secret"), file("f")), TWICE)
     yield "file_becomes_symlink", Case(tar(file("d"), symlink("d", canary), file("d/x")), TWICE)
     yield "root_is_symlink", Case(tar(symlink("./", canary), file("pwn")), r"cannot overwrite directory")

@@ -1,4 +1,4 @@
-"""`tare load`, `save`, `import`: archives between files or the standard streams and the daemon, never held in memory."""
+"""`tare load`, `save`, `import`: archives between files or standard streams and the daemon, never held in memory."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def _save(target: str, reply: Reply) -> None:
     """A file is there whole or not at all; a device or FIFO is written as it is."""
     target = os.path.realpath(target)
     special = os.path.exists(target) and not os.path.isfile(target)
-    place = target if special else os.path.join(os.path.dirname(target), f".tmp-{os.path.basename(target)}-{os.getpid()}")
+    folder, name = os.path.split(target)
+    place = target if special else os.path.join(folder, f".tmp-{name}-{os.getpid()}")
     flags = os.O_WRONLY if special else os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         fd = os.open(place, flags | os.O_CLOEXEC, 0o600)

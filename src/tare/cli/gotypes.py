@@ -1,4 +1,4 @@
-"""Go's values that Python has no like of, for templates: structs, typed nils, maps with a zero value, no value. Pure."""
+"""Values of Go that Python has none of, for templates: structs, typed nils, maps with a zero value, no value. Pure."""
 
 from __future__ import annotations
 

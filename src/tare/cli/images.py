@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from tare.cli import terminal
-from tare.cli.client import ApiError, escaped, query
+from tare.cli.client import ApiError, query
 from tare.cli.failure import Failure
 from tare.cli.human import ago, date, ellipsis, short_id, size
 from tare.cli.listing import FORMAT_HELP, Row, configured, filter_word, filters, show
 from tare.cli.options import Command
-from tare.cli.reference import familiar, split, valid
+from tare.cli.reference import familiar, image_path, split, valid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tare.cli.main import Call
 
-__all__ = ["TITLES", "ImageRow", "history", "image_path", "images", "rmi", "tag"]
+__all__ = ["TITLES", "ImageRow", "deleted", "history", "images", "rmi", "tag"]
 
 IMAGES = Command(
     "[OPTIONS] [REPOSITORY[:TAG]]",
@@ -142,13 +142,6 @@ class ImageRow(Row):
     def value_UniqueSize(self) -> str:
         total, shared = self.data.get("Size", -1), self.data.get("SharedSize", -1)
         return "N/A" if -1 in (total, shared) else size(total - shared)
-
-
-def image_path(name: str) -> str:
-    """"/images/<name>"; an empty name would address the list."""
-    if not name:
-        raise Failure("invalid image name or ID: value is empty")
-    return "/images/" + escaped(name, b"/:@")
 
 
 def _dangling(image: Mapping[str, Any]) -> bool:

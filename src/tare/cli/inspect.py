@@ -5,8 +5,8 @@ from __future__ import annotations
 from tare.cli import terminal
 from tare.cli.client import ApiError, escaped
 from tare.cli.failure import Failure
-from tare.cli.images import image_path
 from tare.cli.options import Command
+from tare.cli.reference import image_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tare.cli.main import Call
     from tare.cli.template import Template
 
-__all__ = ["FORMAT_HELP", "container", "image", "inspect"]
+__all__ = ["FORMAT", "container", "image", "inspect"]
 
 FORMAT_HELP = """Format output using a custom template:
 'json':             Print in JSON format

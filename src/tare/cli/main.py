@@ -48,7 +48,6 @@ COMMANDS: dict[str, Entry] = {
     "rmi": ("images", "rmi", "Remove one or more images"),
     "save": ("archive", "save", "Save one or more images to a tar archive (streamed to STDOUT by default)"),
     "start": ("process", "start", "Start one or more stopped containers"),
-    "stats": ("stats", "stats", "Display a live stream of container(s) resource usage statistics"),
     "stop": ("process", "stop", "Stop one or more running containers"),
     "tag": ("images", "tag", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
     "unpause": ("process", "unpause", "Unpause all processes within one or more containers"),
@@ -56,7 +55,7 @@ COMMANDS: dict[str, Entry] = {
 }
 FREQUENT = ("run", "exec", "ps", "images", "version", "info")
 OF_CONTAINERS = (
-    "attach create exec kill logs pause rename restart rm run start stats stop unpause wait"
+    "attach create exec kill logs pause rename restart rm run start stop unpause wait"
 ).split()  # fmt: skip
 GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "container": (

@@ -13,7 +13,7 @@ from tare.cli.failure import Failure
 from tare.cli.gotext import quoted
 from tare.cli.values import duration
 
-__all__ = ["stamp"]
+__all__ = ["moment", "stamp"]
 
 
 def _number(text: str, least: int = 1) -> int:
@@ -44,7 +44,7 @@ def _zone(text: str) -> tuple[str, int | None]:
     return text[:position], sign * (_number(hours, 2) * 3600 + _number(minutes, 2) * 60)
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """A date, with a time or without -> "seconds.nanoseconds". Raises ValueError."""
     text, zone = _zone(text)
     day, clock, rest = text.partition("T")
@@ -52,9 +52,9 @@ def _moment(text: str) -> str:
     seconds = _days(_number(year, 4), _number(month, 2), _number(of_month, 2)) * 86400
     rest, dot, fraction = rest.partition(".")
     parts = [_number(part, 2) for part in rest.split(":")] if clock else []
-    if len(parts) > 3 or (clock and not parts) or any(part > most for part, most in zip(parts, (23, 59, 59), strict=False)):
+    hour, minute, second, *more = [*parts, 0, 0, 0][: max(3, len(parts))]
+    if more or hour > 23 or minute > 59 or second > 59:
         raise ValueError(text)
-    hour, minute, second = [*parts, 0, 0, 0][:3]
     seconds += hour * 3600 + minute * 60 + second
     if dot:
         _number(fraction)
@@ -80,7 +80,7 @@ def stamp(text: str, name: str) -> str | None:
         except ValueError:
             pass
     try:
-        return _moment(text)
+        return moment(text)
     except ValueError:
         whole, dot, fraction = text.partition(".")
         digits = whole.removeprefix("-")

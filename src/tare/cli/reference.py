@@ -1,11 +1,16 @@
-"""Image references as people write them, split and shortened (the grammar of distribution/reference). Pure.
+"""Image references as people write them: split, shortened, checked, put into a path. Pure.
+
+The grammar is that of github.com/distribution/reference.
 
 Deliberately absent: default tags and digests' own rules; the daemon judges what a reference means.
 """
 
 from __future__ import annotations
 
-__all__ = ["familiar", "split", "valid"]
+from tare.cli.client import escaped
+from tare.cli.failure import Failure
+
+__all__ = ["familiar", "image_path", "split", "valid"]
 
 HEX = frozenset("0123456789abcdef")
 ALPHANUMERIC = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
@@ -16,7 +21,7 @@ TAG_LIMIT = 128
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """(name, tag, digest), the last two "" if absent: "localhost:5000/a:1@sha256:0" -> ("localhost:5000/a", "1", ..)."""
+    """(name, tag, digest), the last two "" if absent: "host:5000/a:1@sha256:0" -> ("host:5000/a", "1", "sha256:0")."""
     name, _, digest = text.partition("@")
     head, colon, tag = name.rpartition(":")
     if colon and "/" not in tag:
@@ -67,3 +72,10 @@ def valid(text: str) -> bool:
         return False
     algorithm, _, value = digest.partition(":")
     return "@" not in text or (bool(algorithm) and len(value) >= 32 and set(value) <= HEX)
+
+
+def image_path(name: str) -> str:
+    """The API's path of an image, "/images/<name>". Raises Failure for "", which would address the list."""
+    if not name:
+        raise Failure("invalid image name or ID: value is empty")
+    return "/images/" + escaped(name, b"/:@")

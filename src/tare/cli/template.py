@@ -141,8 +141,8 @@ def _pad(value: str, before: int, after: int) -> str:
     return " " * before + value + " " * after if value else value
 
 
-def _join(parts: list[Any], separator: str) -> str:
-    return separator.join(map(text, parts))
+def _join(parts: list[Any] | Nil, separator: str) -> str:
+    return separator.join(map(text, parts)) if isinstance(parts, list) else ""
 
 
 FUNCTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -170,7 +170,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pad": ("sii", _pad),
     "truncate": ("si", lambda value, length: value[:length]),
 }
-"""Name -> (types of the arguments, function): "*" any, "s" string, "i" int, "l" list, "+" at the end any number more."""
+"""Name -> (types of the arguments, function): "*" any, "s" string, "i" int, "l" list, a last "+" any number more."""
 WANTED = {"s": (str, "string"), "i": (int, "int"), "l": (list, "[]string")}
 HEADER = dict.fromkeys(("json", "title", "lower", "upper"), ("*", lambda value: value)) | dict.fromkeys(
     ("split", "join", "truncate"), ("**", lambda value, _argument: value)
@@ -216,9 +216,8 @@ class _Run:
         self.out: list[str] = []
         self.variables: list[tuple[str, Any]] = []
 
-    def fail(self, node: Node | Command | Pipe | Block, message: str, error: type[TemplateError] = TemplateError) -> NoReturn:
+    def fail(self, node: Node | Command | Pipe, message: str, error: type[TemplateError] = TemplateError) -> NoReturn:
         before = self.template.source[: node.position]
-        # Go counts bytes, from 0 on the first line and from 1 on the others... less the line end.
         column = len(before[before.rfind("\n") + 1 :].encode())
         name = self.template.name
         raise error(
@@ -406,7 +405,6 @@ class _Run:
         for wanted, value, place in zip(types, values, [*command.operands[1:], node], strict=False):
             if wanted != "*":
                 self._check(place, WANTED[wanted], value)
-        values = [[] if wanted == "l" and isinstance(value, Nil) else value for wanted, value in zip(types, values, strict=True)]
         try:
             return function(*values)
         except ValueError as error:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Block", "Command", "Node", "ParseError", "Pipe", "parse"]
 
 SPACES = " \t\r\n"
+TRIMS = tuple("-" + space for space in SPACES)
 KEYWORDS = frozenset(("block", "break", "continue", "define", "else", "end", "if", "nil", "range", "template", "with"))
 OPERANDS = frozenset(("bool", "number", "dot", "field", "identifier", "nil", "string", "variable", "("))
 CONSTANTS = frozenset(("bool", "dot", "nil", "number", "string"))
@@ -78,7 +79,7 @@ class Pipe:
 
 
 class Block:
-    """An action: kind "action", "if", "with", "range", "break", "continue", "else" or "end" (the last two end lists)."""
+    """An action: kind "action", "if", "with", "range", "break", "continue", or "else" and "end", which end lists."""
 
     def __init__(self, kind: str, position: int, pipe: Pipe | None = None) -> None:
         self.kind = kind
@@ -107,8 +108,7 @@ class _Lexer:
         while True:
             start = self.source.find("{{", self.position)
             text = self.source[self.position :] if start < 0 else self.source[self.position : start]
-            trim = start >= 0 and self.source.startswith("-", start + 2) and self.source[start + 3 : start + 4] in SPACES
-            trim = trim and len(self.source) > start + 3
+            trim = start >= 0 and self.source[start + 2 : start + 4] in TRIMS
             if trim:
                 text = text.rstrip(SPACES)
             if text:
@@ -241,8 +241,9 @@ class _Lexer:
         end = self.position + (self.source[self.position] in "+-")
         while end < len(self.source) and (self.source[end] in "._" or self.source[end].isalnum()):
             end += 1
-            if self.source[end - 1] in "eEpP" and self.source[end : end + 1] in ("+", "-"):
-                end += 0 if self.source[self.position :].startswith(("0x", "0X")) and self.source[end - 1] in "eE" else 1
+            hexadecimal = self.source.startswith(("0x", "0X"), self.position)
+            if self.source[end - 1] in ("pP" if hexadecimal else "eE") and self.source[end : end + 1] in ("+", "-"):
+                end += 1
         try:
             _constant(self.source[self.position : end])
         except ValueError:
@@ -324,12 +325,13 @@ class _Parser:
     def _list(self) -> tuple[list[Node | Block], Block]:
         """Nodes up to an {{else}} or {{end}}, and that one."""
         nodes: list[Node | Block] = []
-        while self.tokens[self.next][0] != "end":
+        while True:
+            if self.tokens[self.next][0] == "end":
+                self.fail("unexpected EOF")
             node = self._node()
             if isinstance(node, Block) and node.kind in ("else", "end"):
                 return nodes, node
             nodes.append(node)
-        self.fail("unexpected EOF")
 
     def _node(self) -> Node | Block:
         token = self.take(spaces=True)

@@ -26,7 +26,7 @@ MAPS: dict[str, Any] = {
 """Member name -> what `index` gives for a missing key."""
 POINTERS = frozenset((
     "Config", "ContainerConfig", "Health", "Healthcheck", "HostConfig", "IPAMConfig", "Init", "MemorySwappiness",
-    "OomKillDisable", "PidsLimit", "Platform", "SizeRootFs", "SizeRw", "State", "StopTimeout", "UsageData",
+    "OomKillDisable", "PidsLimit", "Platform", "SizeRootFs", "SizeRw", "Server", "State", "StopTimeout", "UsageData",
 ))  # fmt: skip
 """Members that are "<nil>" when null; other nulls are empty lists."""
 OPTIONAL: dict[str, dict[str, Any]] = {
@@ -47,6 +47,13 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     },
     "Mounts": {"Type": "", "Name": "", "Driver": ""},
     "RootFS": {"Layers": LIST},
+    "*events.Message": {"Status": "", "ID": "", "From": "", "Scope": "", "Time": 0, "TimeNano": 0},
+    "system.dockerInfo": {
+        "ClientErrors": LIST, "Containerd": POINTER, "DefaultAddressPools": LIST, "DiscoveredDevices": LIST,
+        "FirewallBackend": POINTER, "ProductLicense": "", "ServerErrors": LIST, "SystemStatus": LIST,
+    },
+    "ClientInfo": {"Platform": POINTER, "Warnings": LIST},
+    "Client": {"Platform": POINTER},
 }  # fmt: skip
 """Name of the struct (of the member it is in) -> fields that the API leaves out, and what they then are."""
 ORDER = {"Mounts": ("Type", "Name", "Source", "Destination", "Driver", "Mode", "RW", "Propagation")}

@@ -98,11 +98,11 @@ class Containers:
         given = names.check(name) if name else ""
         image = self._images.resolve(spec.image)
         merged, args = plan.merge(spec, image.config)
-        merged, warnings = limits.check(merged, self.host)
+        merged, warnings = limits.check(self._with_defaults(merged), self.host)
         container = Container(
             id=_new_id(),
             name=given,
-            spec=self._pinned(self._with_log(merged)),
+            spec=self._pinned(merged),
             image_id=image.id,
             args=tuple(args),
             created=time_ns(),
@@ -311,11 +311,18 @@ class Containers:
                     continue  # said at start, as Docker does
         return replace(spec, namespaces=replace(spec.namespaces, **pinned)) if pinned else spec
 
-    def _with_log(self, spec: ContainerSpec) -> ContainerSpec:
-        """The engine's bounds for a log whose owner set none."""
-        if spec.log.driver not in ("", "json-file") or spec.log.options:
-            return spec
-        return replace(spec, log=LogConfig(driver="json-file", options=dict(self._config.log_options)))
+    def _with_defaults(self, spec: ContainerSpec) -> ContainerSpec:
+        """What the daemon was told to give containers that ask for nothing else: log bounds, ulimits, cgroup parent."""
+        config, resources = self._config, spec.resources
+        if not spec.log.driver or (spec.log.driver == "json-file" and not spec.log.options):
+            driver = spec.log.driver or config.log_driver
+            spec = replace(spec, log=LogConfig(driver=driver, options=config.log_options if driver != "none" else {}))
+        asked = {limit.name for limit in resources.ulimits}
+        ulimits = resources.ulimits + tuple(limit for limit in config.ulimits if limit.name not in asked)
+        parent = resources.cgroup_parent
+        if not parent and config.cgroup_parent != plan.CGROUP_PARENT:
+            parent = config.cgroup_parent
+        return replace(spec, resources=replace(resources, ulimits=ulimits, cgroup_parent=parent))
 
     def _free_name(self, container_id: str) -> str:
         for attempt in range(NAME_ATTEMPTS):

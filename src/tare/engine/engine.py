@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tare.engine.model import Ulimit
+
 if TYPE_CHECKING:
     from tare.cgroups.api import Hierarchy
     from tare.engine.containers import Containers
@@ -26,6 +28,10 @@ class Config:
     """On a tmpfs: facts about live processes."""
     init_path: str = ""
     """Static reaper for `--init`; "" = none found."""
+    cgroup_parent: str = "/tare"
+    ulimits: tuple[Ulimit, ...] = ()
+    """For containers that set none of that name."""
+    log_driver: str = "json-file"
     log_options: dict[str, str] = field(default_factory=lambda: {"max-size": "10m", "max-file": "3"})
     """Of json-file, for containers that give none: bounded by default."""
     labels: tuple[str, ...] = ()

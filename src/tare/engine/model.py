@@ -140,7 +140,7 @@ class Security(Value, frozen=True):
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    """--security-opt as given: "no-new-privileges", "seccomp=unconfined", "seccomp=<JSON>", "systempaths=unconfined"."""
+    """--security-opt as given: "no-new-privileges", "seccomp=unconfined" or "=<JSON>", "systempaths=unconfined"."""
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
     oom_score_adj: int = 0

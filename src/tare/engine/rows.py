@@ -137,8 +137,10 @@ class Rows:
         del self._by_name[container.name]
         live = self._live.pop(container.id, None)
         if live is not None:
-            _settle(live.exit_waiters, container.exit)
-            _settle(live.removal_waiters, container.exit)
+            # Without the reason of a failed start, as Docker: its client says it already, from the answer to start.
+            last = msgspec.structs.replace(container.exit, error="")
+            _settle(live.exit_waiters, last)
+            _settle(live.removal_waiters, last)
 
     def wait(self, ref: str, condition: str = "not-running") -> asyncio.Future[ExitStatus]:
         """Registered when this returns. `condition`: not-running, next-exit or removed, else Invalid."""

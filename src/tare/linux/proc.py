@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["boot_id", "children", "effective_capabilities", "is_alive", "mountinfo", "read", "start_time", "status", "write"]
+__all__ = [
+    "boot_id", "children", "effective_capabilities", "is_alive", "mountinfo", "read", "start_time", "status", "write",
+]  # fmt: skip
 
 
 def read(path: str, limit: int = 1 << 20) -> bytes:

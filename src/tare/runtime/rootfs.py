@@ -127,10 +127,11 @@ class Flags:
             libc.mount_setattr(fd, propagation=kind, recursive=recursive)
 
 
-def place(root: int, target: str, *, directory: bool) -> int:
+def place(root: int, target: str, *, directory: bool, links: int = 40) -> int:
     """An O_PATH descriptor of `target` inside `root`, made if missing (directories 0755, an empty file 0644).
 
-    OSError EEXIST or ENOTDIR if something of another kind is in the way.
+    What a dangling symlink names is made too, inside the root as well (an image's resolv.conf -> ../run/...): at most
+    `links` of them. OSError EEXIST or ENOTDIR if something of another kind is in the way.
     """
     kind = os.O_DIRECTORY if directory else 0
     with suppress(FileNotFoundError):
@@ -139,13 +140,15 @@ def place(root: int, target: str, *, directory: bool) -> int:
     current, walked = os.dup(root), ""
     try:
         for index, part in enumerate(parts):
-            walked += "/" + part
-            last = index == len(parts) - 1
-            wanted = os.O_DIRECTORY if directory or not last else 0
+            parent, walked, rest = walked, f"{walked}/{part}", parts[index + 1 :]
+            wanted = os.O_DIRECTORY if directory or rest else 0
             try:
                 step = libc.open_in_root(root, walked, os.O_PATH | wanted)
             except FileNotFoundError:
-                # `current` is the resolved parent: a dangling symlink of this name makes EEXIST here, never a way out
+                # `current` is the resolved parent: whatever this name is by now, it is made there or not at all
+                if links and (link := _link(current, part)):
+                    aim = "/".join((link if link[0] == "/" else f"{parent}/{link}", *rest))
+                    return place(root, aim, directory=directory, links=links - 1)
                 if wanted:
                     os.mkdir(part, 0o755, dir_fd=current)
                 else:
@@ -154,9 +157,25 @@ def place(root: int, target: str, *, directory: bool) -> int:
                 step = libc.openat2(current, part, os.O_PATH | os.O_NOFOLLOW | wanted)
             os.close(current)
             current = step
-        return current
-    except BaseException:
+        return os.dup(current)
+    finally:
         os.close(current)
+
+
+def _link(directory: int, name: str) -> str:
+    """What a symlink points to; "" for anything else."""
+    with suppress(OSError):
+        return os.readlink(name, dir_fd=directory)
+    return ""
+
+
+def _existing(root: int, target: str) -> int:
+    """An O_PATH descriptor; -1 if there is no such path."""
+    try:
+        return libc.open_in_root(root, target, os.O_PATH)
+    except OSError as error:
+        if error.errno in (ENOENT, ENOTDIR):
+            return -1
         raise
 
 
@@ -256,12 +275,18 @@ class Devices(Op):
             for name, points_to in _LINKS:
                 with suppress(FileExistsError):
                     os.symlink(points_to, name, dir_fd=dev)
-            at.null = libc.openat2(dev, "null", os.O_PATH | os.O_NOFOLLOW)
-            found = os.fstat(at.null)
-            if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
-                raise OSError(EEXIST, "the image replaces the null device", "/dev/null")
+            at.null = _null(dev)
         finally:
             os.close(dev)
+
+
+def _null(directory: int) -> int:
+    """The null device in `directory`. OSError EEXIST if what has its name is none."""
+    fd = libc.openat2(directory, "null", os.O_PATH | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
+        raise OSError(EEXIST, "what is there is not the null device", "/dev/null")
+    return fd
 
 
 def _node(directory: int, name: str, mode: int, device: int, host: str) -> None:
@@ -313,12 +338,9 @@ class Mask(Op):
     __slots__ = ()
 
     def perform(self, at: Place) -> None:
-        try:
-            spot = libc.open_in_root(at.root, self.target, os.O_PATH)
-        except OSError as error:
-            if error.errno in (ENOENT, ENOTDIR):
-                return
-            raise
+        spot = _existing(at.root, self.target)
+        if spot < 0:
+            return
         try:
             if stat.S_ISDIR(os.fstat(spot).st_mode):
                 context = libc.fsopen("tmpfs")
@@ -328,6 +350,10 @@ class Mask(Op):
                 cover = libc.fsmount(context, libc.MOUNT_ATTR_RDONLY)
                 os.close(context)
             else:
+                if at.null < 0:  # /dev is the user's bind, and the null device in it is the only one at hand
+                    dev = libc.open_in_root(at.root, "/dev", os.O_PATH | os.O_DIRECTORY)
+                    at.null = _null(dev)
+                    os.close(dev)
                 cover = libc.open_tree(at.null, "", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
             libc.move_mount(cover, spot)
             os.close(cover)
@@ -341,12 +367,9 @@ class ReadOnly(Op):
     __slots__ = ()
 
     def perform(self, at: Place) -> None:
-        try:
-            spot = libc.open_in_root(at.root, self.target, os.O_PATH)
-        except OSError as error:
-            if error.errno in (ENOENT, ENOTDIR):
-                return
-            raise
+        spot = _existing(at.root, self.target)
+        if spot < 0:
+            return
         flags = libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH | libc.AT_RECURSIVE
         tree = libc.open_tree(spot, "", flags)
         libc.mount_setattr(tree, libc.MOUNT_ATTR_RDONLY, recursive=True)

@@ -29,9 +29,9 @@ def rows(*table: tuple[str, str, str]) -> tuple[Difference, ...]:
 
 
 DELIBERATE = rows(
-    ("devcg.tun_c10:200", "mknod:OK open:EPERM", "/dev/net/tun is nobody's by default: ask with --device /dev/net/tun"),
+    ("devcg.tun_c10:200", "mknod:OK open:EPERM", "the TUN device is nobody's by default: --device /dev/net/tun"),
     ("cgroup.pids.max", "4096", "a fork bomb without --pids-limit ends at 4096 tasks, not at the host's end"),
-    ("mnt.host_paths_leaked", r"lowerdir\+ upperdir workdir ", "overlay by fsconfig(2): names layers singly, any number"),
+    ("mnt.host_paths_leaked", r"lowerdir\+ upperdir workdir ", "fsconfig(2) names each layer singly: no page limit"),
 )
 """Stricter than Docker, or seen and of no consequence."""
 
