@@ -10,6 +10,7 @@ Signals: TERM, INT end it (a second one at once); HUP reads the log level anew; 
 from __future__ import annotations
 
 import asyncio
+import errno
 import faulthandler
 import gc
 import logging
@@ -113,7 +114,8 @@ async def _serve(settings: Settings) -> None:
     finally:
         notify("STOPPING=1")
         await house.close(hurry)
-        log.info("Daemon shutdown complete")
+        if stop.is_set():  # else it never began, and the sentence on stderr says why
+            log.info("Daemon shutdown complete")
 
 
 def _asked_to_end(number: int, stop: asyncio.Event, hurry: asyncio.Event) -> None:
@@ -262,6 +264,8 @@ def _host() -> tuple[Hierarchy, HostFacts]:
     try:
         os.close(libc.fsopen("overlay"))
     except OSError as error:
+        if error.errno == errno.EPERM:
+            raise Unavailable("the daemon lacks the capability CAP_SYS_ADMIN: start it as root of the host") from None
         raise OSError(error.errno or 0, "this kernel offers no overlay file system, which images need") from None
     return hierarchy, limits.facts(hierarchy)
 

@@ -10,14 +10,45 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import struct
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 FILE, LINK, SYMLINK, DIRECTORY = tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
 EMPTY = {"data": b""}
 TWICE = r"duplicates of file paths not supported"
+
+
+class Canary:
+    """A directory outside of every root that nothing may change, with a secret that nothing may show."""
+
+    SECRET = "canary-3f9c1b"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700)
+        (path / "secret").write_text(self.SECRET + "\n")
+        (path / "secret").chmod(0o600)
+        self.before = self.state()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def state(self) -> list[tuple[object, ...]]:
+        """Names, modes, owners, link counts, sizes and content of all that is there."""
+        found: list[tuple[object, ...]] = []
+        for path in [self.path, *sorted(self.path.rglob("*"))]:
+            status = os.lstat(path)
+            content = path.read_bytes() if path.is_file() else b""
+            found.append((str(path), status.st_mode, status.st_uid, status.st_gid, status.st_nlink, content))
+        return found
+
+    def check(self, *outputs: str) -> None:
+        assert self.state() == self.before
+        assert not any(self.SECRET in output for output in outputs)
 
 
 class Case(NamedTuple):
@@ -173,15 +204,42 @@ def _bulk() -> Iterator[tuple[str, Case]]:
     yield "directories_2000_deep", Case(tar(("d/" * 2000, DIRECTORY)), r"deep|depth|levels|too long")
 
 
+def metadata(canary: str) -> dict[str, bytes]:
+    """Image archives whose own files are not files (CVE-2026-23954 and its family): name -> archive."""
+    found = {}
+    for name, kind, target in [
+        ("manifest.json", SYMLINK, canary + "/secret"),
+        ("manifest.json", LINK, canary + "/secret"),
+        ("manifest.json", tarfile.FIFOTYPE, ""),
+        ("manifest.json", DIRECTORY, ""),
+        ("config.json", SYMLINK, canary + "/secret"),
+        ("0/layer.tar", SYMLINK, canary + "/secret"),
+        ("0/layer.tar", tarfile.CHRTYPE, ""),
+    ]:
+        entries = [entry for entry in image_files("hostile:load", [honest()]) if entry[0] != name]
+        fields = {"linkname": target, "devmajor": 1, "devminor": 5}
+        found[f"{name.replace('/', '_')}-{kind.decode()}"] = tar(*entries, (name, kind, fields))
+    digest = "sha256:../../../../../../../../" + canary[1:] + "/secret"
+    manifest = {"schemaVersion": 2, "config": {"mediaType": "x", "digest": digest, "size": 14}, "layers": []}
+    encoded = json.dumps(manifest).encode()
+    name = hashlib.sha256(encoded).hexdigest()
+    index = {"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": f"sha256:{name}", "size": len(encoded)
+    }]}  # fmt: skip
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
+    files[f"blobs/sha256/{name}"] = encoded
+    found["digest-is-a-path"] = tar(*[file(path, data=data) for path, data in files.items()])
+    return found
+
+
 def honest() -> bytes:
     """A layer below a hostile one."""
     return tar(("etc", DIRECTORY), file("etc/base"), ("a_base", DIRECTORY))
 
 
-def image(reference: str, layers: list[bytes], **config: object) -> bytes:
-    """A docker-archive of one image; `config` as in an image's "config" (Env, Cmd, ...)."""
+def image_files(reference: str, layers: list[bytes], **config: object) -> list[tuple[object, ...]]:
     document = {
-        "architecture": "amd64",
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
         "os": "linux",
         "config": {"Cmd": ["/x"], **config},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers]},
@@ -190,4 +248,18 @@ def image(reference: str, layers: list[bytes], **config: object) -> bytes:
     manifest = [{"Config": "config.json", "RepoTags": [reference], "Layers": names}]
     members = dict(zip(names, layers, strict=True))
     members |= {"config.json": json.dumps(document).encode(), "manifest.json": json.dumps(manifest).encode()}
-    return tar(*[file(name, data=data) for name, data in members.items()])
+    return [file(name, data=data) for name, data in members.items()]
+
+
+def image(reference: str, layers: list[bytes], **config: object) -> bytes:
+    """A docker-archive of one image; `config` as in an image's "config" (Env, Cmd, ...)."""
+    return tar(*image_files(reference, layers, **config))
+
+
+def layer_of(archive: Path) -> bytes:
+    """The only layer of a docker-archive."""
+    with tarfile.open(archive) as opened:
+        (name,) = [name for name in opened.getnames() if name.endswith("/layer.tar")]
+        content = opened.extractfile(name)
+        assert content is not None
+        return content.read()

@@ -74,16 +74,13 @@ def unquoted(text: str) -> str:
 
 
 def _float(number: float) -> str:
-    """%v of a float64: the shortest form, an exponent below 1e-4 and from 1e21 on."""
+    """%v of a float64: the shortest digits, with an exponent below 1e-4 and from 1e21 on."""
     if number != number or number in (float("inf"), float("-inf")):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(str(number), "NaN")
-    if number == 0 or 1e-4 <= abs(number) < 1e21:
-        shown = format(number, "f") if abs(number) >= 1e16 else repr(number)
-        if "e" in shown:
-            shown = format(number, ".20f").rstrip("0")
-        return shown.removesuffix(".000000").removesuffix(".0")
-    mantissa, _, exponent = repr(number).partition("e")
-    return f"{mantissa.removesuffix('.0')}e{exponent[0]}{exponent[1:]:0>2}"
+    digits = next(digits for digits in range(17) if float(f"{number:.{digits}e}") == number)
+    shown = f"{number:.{digits}e}"
+    exponent = int(shown.partition("e")[2])
+    return f"{number:.{max(0, digits - exponent)}f}" if -4 <= exponent < 21 else shown
 
 
 def text(value: Any) -> str:
@@ -178,6 +175,8 @@ class _Verb:
             forms = {"d": "d", "x": "x", "X": "X", "o": "o", "b": "b"}
             if letter in "cq":
                 return chr(value) if letter == "c" else f"'{chr(value)}'"
+            if letter == "U":
+                return f"U+{value:04X}"
             shown = format(value, forms[letter]) if letter in forms else None
             return "+" + shown if shown and "+" in self.flags and value >= 0 else shown
         if isinstance(value, float):

@@ -42,9 +42,11 @@ class Nil(Record):
 
 
 class Map(dict):  # type: ignore[type-arg]
-    """A map whose type is known: `index` of a missing key gives `zero`."""
+    """A map whose type is known: `index` of a missing key gives `zero`. `keyed`: its keys are of a type of their own,
+    so that neither `index` with a string nor a field finds anything (Go's nat.PortMap)."""
 
     zero: Any = None
+    keyed = False
 
 
 class _Missing:

@@ -43,7 +43,7 @@ PATHS = {
     "image": "/images/{}/json",
     "network": "/networks/{}",
     "volume": "/volumes/{}",
-    "service": "/services/{}?insertDefaults=false",
+    "service": "/services/{}?insertDefaults=true",
     "task": "/tasks/{}",
     "node": "/nodes/{}",
     "plugin": "/plugins/{}/json",

@@ -72,11 +72,11 @@ def _less(left: Any, right: Any) -> bool:
     return bool(left < right)
 
 
-def _position(number: Any, length: int, noun: str) -> int:
+def _position(number: Any, length: int) -> int:
     if not isinstance(number, int) or isinstance(number, bool):
         raise ValueError(f"cannot index slice/array with {'nil' if number is None else f'type {kind(number)}'}")
-    if not 0 <= number < length:
-        raise ValueError(f"{noun}: {number}")
+    if not 0 <= number <= length:
+        raise ValueError(f"index out of range: {number}")
     return number
 
 
@@ -90,10 +90,14 @@ def _index(value: Any, *keys: Any) -> Any:
             row: Any = [] if isinstance(value, Nil) else value
             if isinstance(value, str):
                 row = value.encode("utf-8", "surrogateescape")
-            value = row[_position(key, len(row), "index out of range")]
+            place = _position(key, len(row))
+            if place == len(row):
+                raise ValueError(f"reflect: {'string' if isinstance(value, str) else 'slice'} index out of range")
+            value = row[place]
         elif isinstance(value, dict | Nil):
-            if not isinstance(key, str):
-                raise ValueError(f"value has type {kind(key)}; should be string")
+            keyed = getattr(value, "keyed", False)
+            if not isinstance(key, str) or keyed:
+                raise ValueError(f"value has type {kind(key)}; should be {'nat.Port' if keyed else 'string'}")
             value = value.get(key, getattr(value, "zero", None)) if isinstance(value, dict) else None
         else:
             raise ValueError(f"can't index item of type {kind(value)}" if value is not None else "index of untyped nil")
@@ -111,7 +115,7 @@ def _slice(value: Any, *bounds: Any) -> Any:
         raise ValueError(f"can't slice item of type {kind(value)}")
     if isinstance(value, str) and len(bounds) == 3:
         raise ValueError("cannot 3-index slice a string")
-    ends = [_position(each, len(value) + 1, "index out of range") for each in bounds]
+    ends = [_position(each, len(value)) for each in bounds]
     start, end = [*ends, *(0, len(value))[len(ends) :]][:2]
     if start > end:
         raise ValueError(f"invalid slice index: {start} > {end}")
@@ -214,9 +218,13 @@ class _Run:
         self.functions = functions
         self.strict = strict
         self.out: list[str] = []
+        self.last: Node | Pipe | None = None
         self.variables: list[tuple[str, Any]] = []
 
     def fail(self, node: Node | Command | Pipe, message: str, error: type[TemplateError] = TemplateError) -> NoReturn:
+        if isinstance(node, Node) and node.kind == "chain" and self.last is not None:
+            # Go names what it looked at last, which is never the chain itself.
+            node = self.last
         before = self.template.source[: node.position]
         column = len(before[before.rfind("\n") + 1 :].encode())
         name = self.template.name
@@ -323,6 +331,8 @@ class _Run:
 
     def _operand(self, node: Node | Pipe, dot: Any) -> Any:
         """The value of an argument."""
+        if not isinstance(node, Pipe) and node.kind != "chain":
+            self.last = node
         if isinstance(node, Pipe):
             return self._pipe(node, dot)
         if node.kind == "dot":
@@ -370,7 +380,7 @@ class _Run:
             self.fail(node, f"nil pointer evaluating interface {{}}.{name}")
         if isinstance(value, Nil) and value.shown == "<nil>":
             self.fail(node, f"nil pointer evaluating {value.go_type}.{name}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not getattr(value, "keyed", False):
             if arguments:
                 self.fail(node, f"{name} is not a method but has arguments")
             if name not in value and self.strict:
@@ -406,12 +416,15 @@ class _Run:
             if wanted != "*":
                 self._check(place, WANTED[wanted], value)
         try:
-            return function(*values)
+            found = function(*values)
         except ValueError as error:
             self.fail(command, f"error calling {name}: {error}")
+        return MISSING if found is None else found
 
     def _check(self, node: Node | Pipe, wanted: tuple[type, str], value: Any) -> None:
         python, name = wanted
+        if isinstance(node, Node) and node.kind in ("bool", "number", "string") and not isinstance(value, python):
+            self.fail(node, f"expected {'integer' if python is int else name}; found {node}")
         if value is None or value is MISSING:
             self.fail(node, f"invalid value; expected {name}")
         if isinstance(value, Nil) and python is list:

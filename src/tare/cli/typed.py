@@ -17,13 +17,14 @@ __all__ = ["Struct", "typed"]
 
 POINTER, LIST, MAP = Nil("<nil>"), Nil("[]"), Nil("map[]")
 EMPTY = Map()
+PORTS = Map()
 MAPS: dict[str, Any] = {
     "Annotations": "", "Attributes": "", "AuxiliaryAddresses": "", "AuxAddress": "", "Containers": EMPTY, "Data": "",
-    "Details": "", "DriverOpts": "", "ExposedPorts": EMPTY, "IndexConfigs": POINTER, "Labels": "", "Networks": POINTER,
-    "Options": "", "PortBindings": LIST, "Ports": LIST, "Runtimes": EMPTY, "StorageOpt": "", "Sysctls": "",
+    "Details": "", "DriverOpts": "", "ExposedPorts": PORTS, "IndexConfigs": POINTER, "Labels": "", "Networks": POINTER,
+    "Options": "", "PortBindings": PORTS, "Ports": PORTS, "Runtimes": EMPTY, "StorageOpt": "", "Sysctls": "",
     "Tmpfs": "", "Volumes": EMPTY,
 }  # fmt: skip
-"""Member name -> what `index` gives for a missing key."""
+"""Member name -> what `index` gives for a missing key; PORTS: the keys are ports, which no text is."""
 POINTERS = frozenset((
     "Config", "ContainerConfig", "Health", "Healthcheck", "HostConfig", "IPAMConfig", "Init", "MemorySwappiness",
     "OomKillDisable", "PidsLimit", "Platform", "SizeRootFs", "SizeRw", "Server", "State", "StopTimeout", "UsageData",
@@ -56,8 +57,36 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "Client": {"Platform": POINTER},
 }  # fmt: skip
 """Name of the struct (of the member it is in) -> fields that the API leaves out, and what they then are."""
-ORDER = {"Mounts": ("Type", "Name", "Source", "Destination", "Driver", "Mode", "RW", "Propagation")}
-"""Order of the fields where some may be missing in between."""
+ORDER = {
+    "Mounts": tuple("Type Name Source Destination Driver Mode RW Propagation".split()),
+    "Config": tuple((
+        "Hostname Domainname User AttachStdin AttachStdout AttachStderr ExposedPorts Tty OpenStdin StdinOnce Env Cmd "
+        "Healthcheck ArgsEscaped Image Volumes WorkingDir Entrypoint NetworkDisabled MacAddress OnBuild Labels "
+        "StopSignal StopTimeout Shell"
+    ).split()),
+}  # fmt: skip
+"""Order of the fields where one may be missing in between."""
+TIMES = frozenset((("Metadata", "LastTagTime"), ("network", "Created")))
+"""(struct, field) of the few times that Docker's client reads as such: they are printed in Go's way."""
+
+
+class Time(Record):
+    """An RFC 3339 time, as Go prints a time.Time."""
+
+    go_type = "time.Time"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def json(self) -> str:
+        return self.text
+
+    def __str__(self) -> str:
+        day, _, clock = self.text.partition("T")
+        if clock.endswith("Z"):
+            return f"{day} {clock[:-1]} +0000 UTC"
+        zone = clock[-6:].replace(":", "")
+        return f"{day} {clock[:-6]} {zone} {zone}"
 
 
 def typed(value: Any, name: str) -> Any:
@@ -71,17 +100,16 @@ def typed(value: Any, name: str) -> Any:
     if name not in MAPS:
         return Struct(value, name)
     zero = MAPS[name]
-    if zero is EMPTY or zero == "" or zero is POINTER or zero is LIST:
-        found = Map({key: _inside(each, zero, name) for key, each in value.items()})
-        found.zero = zero
-        return found
-    return value
+    found = Map({key: _inside(each, zero, name) for key, each in value.items()})
+    found.zero = zero
+    found.keyed = zero is PORTS
+    return found
 
 
 def _inside(value: Any, zero: Any, name: str) -> Any:
     """A map's value: a struct, or a list of them, of a type that has no name of its own."""
     if value is None:
-        return zero
+        return LIST if zero is PORTS else zero
     return typed(value, name + " of") if isinstance(value, dict | list) else value
 
 
@@ -100,6 +128,8 @@ class Struct(Record):
         if key is None:
             return OPTIONAL[self.name][name]
         value = self.data[key]
+        if (self.name, key) in TIMES and isinstance(value, str):
+            return Time(value)
         # The options of a log driver have the name of a container's Config.
         return Map(value) if self.name == "LogConfig" and isinstance(value, dict) else typed(value, key)
 
@@ -117,6 +147,6 @@ class Struct(Record):
         """Go's %v: the fields without their names."""
         from tare.cli.gotext import text
 
-        missing = OPTIONAL.get(self.name, {})
-        names = ORDER.get(self.name) or self.data
-        return "{" + " ".join(text(self.field(key)) for key in names if key in self.data or key in missing) + "}"
+        optional = OPTIONAL.get(self.name, {})
+        names = ORDER.get(self.name) or (*self.data, *(name for name in optional if name not in self.data))
+        return "{" + " ".join(text(self.field(name)) for name in names if name in self.data or name in optional) + "}"

