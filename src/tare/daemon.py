@@ -150,6 +150,7 @@ class House:
         self._containers: Containers | None = None
         self._server: Server | None = None
         self._trash: Trash | None = None
+        self._hierarchy: Hierarchy | None = None
         self._cleaning: asyncio.Task[int] | None = None
 
     async def open(self) -> None:
@@ -169,6 +170,7 @@ class House:
         from tare.store.snapshots import Snapshots
 
         hierarchy, host = _host()
+        self._hierarchy = hierarchy
         raise_nofile()
         layout = Layout(self.settings.data_root)
         layout.create()
@@ -251,6 +253,8 @@ class House:
             self._shims.close()
         if self._database is not None:
             self._database.close()
+        if self._hierarchy is not None:
+            self._hierarchy.tidy(self.settings.cgroup_parent)
 
 
 def _host() -> tuple[Hierarchy, HostFacts]:

@@ -234,8 +234,8 @@ class Docker(Engine):
         parts = {each["Name"]: each["Version"] for each in found["Components"]}
         client = run_quietly([str(programs["docker"]), "--version"], self.clients[0].environment).split()[2]
         self.version = (
-            f"docker client {client} dockerd {parts['Engine']}, containerd {parts.get('containerd')}, runc {parts.get('runc')}, "
-            f"{about['Driver']}, {about['CgroupDriver']}"
+            f"docker client {client} dockerd {parts['Engine']}, containerd {parts.get('containerd')}, "
+            f"runc {parts.get('runc')}, {about['Driver']}, {about['CgroupDriver']}"
         )
 
     def _containerd(self, program: str) -> str:
@@ -267,10 +267,10 @@ class Podman(Engine):
         program = shutil.which("podman")
         if program is None:
             raise Missing("not installed")
-        nofile, nproc = (resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
         config = self.data / "containers.conf"
         # podman's own defaults exceed what a machine without CAP_SYS_RESOURCE may give.
-        config.write_text(f'[containers]\ndefault_ulimits = ["nofile={nofile}:{nofile}", "nproc={nproc}:{nproc}"]\n')
+        most = min(20_000, *(resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)))
+        config.write_text(f'[containers]\ndefault_ulimits = ["nofile={most}:{most}", "nproc={most}:{most}"]\n')
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(self.data), "CONTAINERS_CONF": str(config),
                              "PODMAN_IGNORE_CGROUPSV1_WARNING": "1", "LC_ALL": "C.UTF-8"}  # fmt: skip
         self._common = [

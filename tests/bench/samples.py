@@ -67,7 +67,7 @@ def run_quietly(argv: Sequence[str], environment: Mapping[str, str], **options: 
     """Standard output of a command that must succeed; RuntimeError with what it said on standard error."""
     done = subprocess.run(argv, env=dict(environment), capture_output=True, text=True, check=False, **options)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(argv[:8])}: ended with {done.returncode}: {done.stderr.strip()[-800:]}")
+        raise RuntimeError(f"{os.path.basename(argv[0])} {argv[-1]}: {done.stderr.strip()[-500:]}")
     return done.stdout
 
 

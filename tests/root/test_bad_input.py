@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -26,8 +25,9 @@ FRAME = ("Usage:  ", "Run '", "See '", "Unable to find image ")
 
 
 @pytest.fixture(params=["docker", "tare"])
-def client(request: pytest.FixtureRequest, clean: Engine) -> Iterator[Call]:
-    call: Call = getattr(clean, request.param)
+def client(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Call]:
+    """Not `clean`: a mistake leaves nothing behind that could harm the next one, and there are many."""
+    call: Call = getattr(engine, request.param)
 
     def checked(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
         done = call(*words, check=False, **options)
@@ -35,7 +35,7 @@ def client(request: pytest.FixtureRequest, clean: Engine) -> Iterator[Call]:
         return done
 
     yield checked
-    assert "Traceback" not in clean.log.read_text()
+    assert "Traceback" not in engine.log.read_text()
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -65,7 +65,7 @@ def docker_archive(path: Path, members: dict[str, bytes]) -> Path:
         (("busybox", "/etc/passwd"), 126, 'exec: "/etc/passwd": permission denied'),
         (("busybox", "/etc"), 126, 'exec: "/etc": is a directory: permission denied'),
         (("--entrypoint", "", "busybox"), 125, "no command specified"),
-        (("nosuch:1", "true"), 125, "nosuch"),
+        (("--pull", "never", "nosuch:1", "true"), 125, "No such image: nosuch:1"),
         (("Bad:1", "true"), 125, "invalid reference format: repository name (library/Bad) must be lowercase"),
         (("--nosuch", "busybox"), 125, "unknown flag: --nosuch"),
         (("-u", "nosuch", "busybox", "id"), 125, "unable to find user nosuch: no matching entries in passwd file"),
@@ -77,7 +77,11 @@ def docker_archive(path: Path, members: dict[str, bytes]) -> Path:
         (("--memory", "lots", "busybox"), 125, "invalid size: 'lots'"),
         (("--memory", "1m", "busybox"), 125, "Minimum memory limit allowed is 6MB"),
         (("--cpus", "1000", "busybox"), 125, "CPUs is from 0.01 to "),
-        (("--ulimit", "nofile=9:3", "busybox"), 125, "ulimit soft limit must be less than or equal to hard limit: 9 > 3"),
+        (
+            ("--ulimit", "nofile=9:3", "busybox"),
+            125,
+            "ulimit soft limit must be less than or equal to hard limit: 9 > 3",
+        ),
         (("--ulimit", "nosuch=1", "busybox"), 125, "invalid ulimit type: nosuch"),
         (("--shm-size", "-5", "busybox"), 125, "invalid size: '-5'"),
         (("--stop-signal", "FOO", "busybox"), 125, "nvalid signal: FOO"),
@@ -108,16 +112,25 @@ def test_run_says_what_is_wrong(client: Call, words: tuple[str, ...], code: int,
     assert (done.returncode, done.stdout) == (code, "")
 
 
-@pytest.mark.parametrize(("network", "wanted"), [("nosuch", "network nosuch not found"), ("container:no", "container: no")])
-def test_unknown_network_also_with_rm(client: Call, network: str, wanted: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "wanted"), [("nosuch", "network nosuch not found"), ("container:no", "container: no")]
+)
+def test_unknown_network_also_with_rm(client: Call, clean: Engine, network: str, wanted: str) -> None:
     """With --rm clients wait for the removal: it has to come although nothing ever ran."""
     done = client("run", "--rm", "--network", network, "busybox", "true", timeout=20)
     assert done.returncode == 125
-    assert wanted in done.stderr.splitlines()[-1] + "".join(done.stderr.splitlines())
-    assert client("ps", "-aq").stdout == ""
+    assert wanted in done.stderr
+    assert clean.docker("ps", "-aq").stdout == ""
 
 
-def test_name_that_is_taken(client: Call) -> None:
+def test_image_that_is_nowhere(client: Call) -> None:
+    """Nobody listens at port 1."""
+    done = client("run", "--network", "none", "localhost:1/nosuch:2", "true")
+    assert done.returncode == 125 and sentence(done)
+    assert done.stderr.startswith("Unable to find image 'localhost:1/nosuch:2' locally\n")
+
+
+def test_name_that_is_taken(client: Call, clean: Engine) -> None:
     identity = client("create", "--network", "none", "--name", "box", "busybox").stdout.strip()
     done = client("run", "--network", "none", "--name", "box", "busybox", "true")
     assert done.returncode == 125
@@ -146,7 +159,7 @@ def test_no_arguments_and_unknown_commands(client: Call) -> None:
             "container inspect nosuch",
         )),
         *(((*words.split(),), "No such image: nosuch:latest") for words in (
-            "rmi nosuch", "tag nosuch a:b", "save nosuch -o /dev/null", "history nosuch", "image inspect nosuch",
+            "rmi nosuch", "tag nosuch a:b", "save nosuch", "history nosuch", "image inspect nosuch",
         )),
         (("inspect", "nosuch"), "o such object: nosuch"),
         (("load", "-i", "/nosuch"), "open /nosuch: no such file or directory"),
@@ -156,7 +169,7 @@ def test_no_arguments_and_unknown_commands(client: Call) -> None:
         (("ps", "--format", "{{"), "emplate"),
         (("images", "--filter", "foo=bar"), "invalid filter 'foo'"),
         (("events", "--until", "1", "--filter", "foo=bar"), "invalid filter 'foo'"),
-        (("tag", "busybox", "BAD"), "repository name (library/BAD) must be lowercase"),
+        (("tag", "busybox", "BAD"), "must be lowercase"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -167,7 +180,7 @@ def test_missing_objects_and_wrong_words_are_exit_1(client: Call, words: tuple[s
     assert wanted in sentence(done)
 
 
-def test_states_that_do_not_fit(client: Call) -> None:
+def test_states_that_do_not_fit(client: Call, clean: Engine) -> None:
     identity = client("create", "--network", "none", "--name", "box", "busybox", "sleep", "600").stdout.strip()
     for words in (("exec", "box", "true"), ("kill", "box"), ("pause", "box")):
         done = client(*words)
@@ -180,7 +193,6 @@ def test_states_that_do_not_fit(client: Call) -> None:
     done = client("kill", "-s", "FOO", "box")
     assert done.returncode == 1 and "nvalid signal: FOO" in sentence(done)
     assert client("logs", "--since", "yesterdayish", "box").returncode == 1
-    assert sentence(client("start", "nosuch", "box")).endswith("No such container: nosuch") is False or True
 
 
 def test_daemon_that_is_not_there(client: Call, tmp_path: Path) -> None:
@@ -232,7 +244,7 @@ def _broken(kind: str, good: Path, to: Path) -> Path:
         ("cut.gz", "unexpected EOF in gzip data"),
         ("no-manifest", "archive holds no image"),
         ("no-layer", "is missing"),
-        ("wrong-layer", "is not the one the image's config names"),
+        ("wrong-layer", "invalid diffID for layer"),
         ("no-json", "manifest.json is not valid JSON"),
         ("outside", 'archive member "../../../../etc/passwd" is missing'),
     ],
@@ -356,7 +368,13 @@ def test_stale_pidfile_and_socket_are_taken_over(fresh_engine: Engine) -> None:
 
 
 def test_noise_on_the_socket_harms_nobody(clean: Engine) -> None:
-    for noise in (b"\x00" * 100, b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9.9\r\n\r\n", os.urandom(4096)):
+    for noise in (
+        b"\x00" * 100,
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        bytes(range(256)) * 16,
+    ):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(15)
             sock.connect(str(clean.socket))
@@ -366,4 +384,3 @@ def test_noise_on_the_socket_harms_nobody(clean: Engine) -> None:
         assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 505")), answer
     assert clean.http("GET", "/_ping").stdout == "OK"
     assert "Traceback" not in clean.log.read_text()
-    assert shutil.disk_usage(clean.data).free

@@ -55,7 +55,7 @@ def log(engine: Engine, name: str, *options: str) -> str:
 
 
 def remains(engine: Engine, container: str) -> list[str]:
-    return traces.remains(container, engine.run_dir, engine.data)
+    return traces.remains(container, engine.run_dir)
 
 
 def shim_of(engine: Engine, container: str) -> int:
@@ -409,7 +409,7 @@ def assert_whole(engine: Engine) -> dict[str, str]:
         assert "sleep" in traces.read(f"/proc/{pid}/cmdline"), "execve was never reached"
     for container in set(states) - running:
         until(lambda container=container: not remains(engine, container), "nothing of what does not run")  # type: ignore[misc]
-    until(lambda: len([p for p in traces.shims(engine.data) if traces.alive(p)]) == len(running), "a shim for each")
+    until(lambda: len(traces.shims(engine.base)) == len(running), "a shim for each")
     assert set(os.listdir(engine.run_dir / "containers")) == running
     return states
 
@@ -444,7 +444,7 @@ class Tally:
 
     def __init__(self, engine: Engine, containers: list[str]) -> None:
         zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
-        processes = [engine.pid, zygote, *traces.children(zygote), *traces.shims(engine.data)]
+        processes = [engine.pid, zygote, *traces.children(zygote), *traces.shims(engine.base)]
         members = [pid for container in containers for pid in traces.members(container)] if len(containers) < 3 else []
         self.numbers = {
             "descriptors": len(traces.open_files(engine.pid)),

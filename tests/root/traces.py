@@ -73,10 +73,10 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
-def shims(data_root: Path) -> list[int]:
-    """Shims that write a log below `data_root`."""
-    mine = [pid for pid in pids() if comm(pid) == "tare-shim"]
-    return [pid for pid in mine if any(path.startswith(f"{data_root}/") for path in open_files(pid))]
+def shims(base: Path) -> list[int]:
+    """Monitors of containers and execs of the engine below `base`: their stderr is still that of its daemon."""
+    mine = [pid for pid in pids() if comm(pid) == "tare-shim" and alive(pid)]
+    return [pid for pid in mine if any(path.startswith(f"{base}/") for path in open_files(pid))]
 
 
 def zygote(daemon: int) -> int:
@@ -96,12 +96,9 @@ def members(container: str) -> list[int]:
     return [pid for pid in pids() if alive(pid) and container in read(f"/proc/{pid}/cgroup")]
 
 
-def remains(container: str, run_dir: Path, data_root: Path) -> list[str]:
+def remains(container: str, run_dir: Path) -> list[str]:
     """Everything of a full container id that exists on the host besides its row and its files; [] when it is gone."""
     found = [f"process {pid} ({comm(pid)})" for pid in members(container)]
-    found += [
-        f"shim {pid}" for pid in shims(data_root) if alive(pid) and any(container in path for path in open_files(pid))
-    ]
     found += cgroups(container)
     if (run_dir / "containers" / container).exists():
         found.append("run directory")

@@ -100,6 +100,10 @@ class Hierarchy(Protocol):
         """Handle for a leaf, which need not exist. ValueError for a relative path, "..", NUL or an empty component."""
         ...
 
+    def tidy(self, path: str) -> None:
+        """Remove a parent that nothing is below or in any more, wherever it is; every other stays."""
+        ...
+
     def supports(self, feature: str) -> bool:
         """Whether a limit can be set on this host: "memory", "memory.swap", "memory.swappiness", "memory.oom_control",
         "memory.reservation", "cpu", "cpu.shares", "cpu.quota", "cpu.rt", "cpuset", "pids", "blkio.weight",

@@ -257,3 +257,14 @@ def _gone(directory: str) -> bool:
             if left or not names:
                 return False
     return False
+
+
+def tidy(points: list[str], path: str) -> None:
+    """rmdir `path` below each point; the kernel refuses it for a cgroup with children or processes."""
+    components(path)
+    for point in points:
+        try:
+            os.rmdir(point + path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+                raise

@@ -101,6 +101,9 @@ class Hierarchy:
         kernfs.components(path)
         return Cgroup(self, path)
 
+    def tidy(self, path: str) -> None:
+        kernfs.tidy([*self.points, *([self.unified.root] if self.unified else ())], path)
+
     def supports(self, feature: str) -> bool:
         for proof in FEATURES.get(feature, "").split():
             controller, _, file = proof.partition("/")

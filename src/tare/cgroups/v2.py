@@ -57,6 +57,9 @@ class Hierarchy:
         kernfs.components(path)
         return Cgroup(self, path, WANTED & self.offered)
 
+    def tidy(self, path: str) -> None:
+        kernfs.tidy([self.root], path)
+
     def supports(self, feature: str) -> bool:
         if feature == "memory.swap":
             found = self._in_some_leaf("memory.stat", "memory.swap.max")

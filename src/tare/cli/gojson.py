@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["encode"]
 
 ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+HTML = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&"}
+"""These stand in JSON only inside strings."""
 
 
 def _string(text: str) -> str:
@@ -46,7 +48,10 @@ def _write(parts: list[str], value: Any, indent: str, line: str) -> None:
     elif isinstance(value, list | tuple):
         _members(parts, [("", each) for each in value], "[]", indent, line)
     elif hasattr(value, "json"):
+        start = len(parts)
         _write(parts, value.json(), indent, line)
+        if value.html:
+            parts[start:] = [part.translate(HTML) for part in parts[start:]]
     else:
         parts.append("null")
 

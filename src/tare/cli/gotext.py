@@ -15,6 +15,8 @@ __all__ = ["kind", "quoted", "sprint", "sprintf", "sprintln", "text", "unquoted"
 
 SHORT = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 LONG = {value[1]: key for key, value in SHORT.items()} | {"\\": "\\", "'": "'", '"': '"'}
+EXPONENT = 6
+"""From ten to this power on the shortest form of a float64 has an exponent (strconv's eprec)."""
 WIDEST = 10_000
 """Of a width or precision in Printf: foreign formats must not ask for gigabytes."""
 
@@ -74,13 +76,13 @@ def unquoted(text: str) -> str:
 
 
 def _float(number: float) -> str:
-    """%v of a float64: the shortest digits, with an exponent below 1e-4 and from 1e21 on."""
+    """%v of a float64: the shortest digits, with an exponent below 1e-4 and from 10**EXPONENT on."""
     if number != number or number in (float("inf"), float("-inf")):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(str(number), "NaN")
     digits = next(digits for digits in range(17) if float(f"{number:.{digits}e}") == number)
     shown = f"{number:.{digits}e}"
     exponent = int(shown.partition("e")[2])
-    return f"{number:.{max(0, digits - exponent)}f}" if -4 <= exponent < 21 else shown
+    return f"{number:.{max(0, digits - exponent)}f}" if -4 <= exponent < EXPONENT else shown
 
 
 def text(value: Any) -> str:

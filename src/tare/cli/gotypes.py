@@ -14,6 +14,8 @@ class Record:
     """A struct: a field that is not there is an error. `go_type` stands in that error's text."""
 
     go_type = "struct"
+    html = False
+    """Whether its JSON has <, > and & escaped, as that of Go's json.Marshal."""
 
     def field(self, name: str) -> Any:
         """Raises KeyError."""

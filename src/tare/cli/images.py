@@ -233,9 +233,7 @@ def tag(call: Call) -> int:
     source, target = call.parse(TAG).words
     name, word, digest = split(target)
     if not valid(target):
-        raise Failure(
-            f'Error parsing reference: "{target}" is not a valid repository/tag: {_why(name)}'
-        )
+        raise Failure(f'Error parsing reference: "{target}" is not a valid repository/tag: {_why(name)}')
     if digest:
         raise Failure("refusing to create a tag with a digest reference")
     call.client.post(image_path(source) + "/tag" + query(repo=familiar(name), tag=word or "latest"))
@@ -243,7 +241,12 @@ def tag(call: Call) -> int:
 
 
 def _why(name: str) -> str:
-    if name != name.lower() and valid(name.lower()):
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first in ("localhost", "docker.io")):
+        name = rest
+    elif not slash:
+        name = "library/" + name
+    if name != name.lower():
         return f"invalid reference format: repository name ({name}) must be lowercase"
     return "invalid reference format"
 

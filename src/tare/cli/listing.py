@@ -34,9 +34,9 @@ FORMAT_HELP = """Format output using a custom template:
 
 
 class Row(Record):
-    """A row of a list as templates see it. A class names its columns in TITLES; each is computed by `value_<Name>`."""
+    """A row of a list as templates see it. Column "X" is computed by `value_X`."""
 
-    TITLES: Mapping[str, str] = {}
+    html = True
 
     def __init__(self, data: Mapping[str, Any], *, short: bool = True) -> None:
         self.data = data

@@ -87,9 +87,9 @@ def _each(
             try:
                 connection.reply().check().read()
             except Failure as error:
-                if not (missing_is_fine and isinstance(error, ApiError) and error.code == 404):
-                    terminal.err(terminal.printable(str(error)) + "\n")
-                    failed = True
+                terminal.err(terminal.printable(str(error)) + "\n")
+                missing = isinstance(error, ApiError) and error.code == 404
+                failed = failed or not (missing and missing_is_fine)
                 continue
             terminal.out(name + "\n")
     return 1 if failed else 0
@@ -119,7 +119,7 @@ def kill(call: Call) -> int:
 
 
 def remove(call: Call) -> int:
-    """With --force a container that is not there is no failure."""
+    """With --force a container that is not there is told, but no failure."""
     flags = call.parse(REMOVE)
     fields = query(
         force=1 if flags.on("force") else None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from tare.cli import terminal
 from tare.cli.client import query
-from tare.cli.failure import Failure
 from tare.cli.human import size
 from tare.cli.images import deleted
 from tare.cli.listing import filter_word, filters
@@ -25,22 +26,23 @@ IMAGES = Command(
     most=0,
     checks={"filter": filter_word},
 )
+ANSWER_LIMIT = 1 << 10
 SURE = "\nAre you sure you want to continue? [y/N] "
 
 
-def _agreed(warning: str, noun: str) -> None:
-    """Ask. Raises Failure unless the answer is y."""
-    import sys
-
+def _agreed(warning: str) -> bool:
+    """Ask; only "y" is a yes."""
     terminal.out(f"WARNING! This will remove {warning}.{SURE}")
-    if sys.stdin.readline().strip().lower() != "y":
-        raise Failure(f"{noun} prune has been cancelled")
+    answer = b""
+    while not answer.endswith(b"\n") and len(answer) < ANSWER_LIMIT and (data := os.read(0, ANSWER_LIMIT)):
+        answer += data
+    return answer.partition(b"\n")[0].strip().lower() == b"y"
 
 
 def containers(call: Call) -> int:
     flags = call.parse(CONTAINERS)
-    if not flags.on("force"):
-        _agreed("all stopped containers", "container")
+    if not flags.on("force") and not _agreed("all stopped containers"):
+        return 0
     report = call.client.request("POST", "/containers/prune" + query(filters=filters(flags))).document()
     gone = report.get("ContainersDeleted") or ()
     _told("".join(f"{identity}\n" for identity in gone), "Containers", report)
@@ -49,9 +51,9 @@ def containers(call: Call) -> int:
 
 def images(call: Call) -> int:
     flags = call.parse(IMAGES)
-    if not flags.on("force"):
-        every = "all images without at least one container associated to them"
-        _agreed(every if flags.on("all") else "all dangling images", "image")
+    every = "all images without at least one container associated to them"
+    if not flags.on("force") and not _agreed(every if flags.on("all") else "all dangling images"):
+        return 0
     wanted = filters(flags, [("dangling", "false" if flags.on("all") else "true")])
     report = call.client.request("POST", "/images/prune" + query(filters=wanted)).document()
     _told(deleted(report.get("ImagesDeleted") or (), "untagged: ", "deleted: "), "Images", report)

@@ -157,7 +157,7 @@ def version(call: Call) -> int:
         try:
             text = template.render(typed({"Client": client, "Server": server}, "system.versionInfo"))
         except TemplateError as error:
-            raise Failure(problem or str(error)) from None
+            text, problem = error.partial, problem or str(error)
     from tare.cli.table import columns
 
     terminal.out(terminal.printable(columns(text + "\n", least=20, padding=1)))
@@ -215,6 +215,7 @@ def _of_client(form: str, client: dict[str, Any]) -> bool:
 
 
 def _formatted(form: str, document: dict[str, Any], lost: str) -> int:
+    """`lost`: why the daemon's part is missing; told after what there is."""
     from tare.cli.template import Template, TemplateError
     from tare.cli.typed import typed
 
@@ -225,7 +226,7 @@ def _formatted(form: str, document: dict[str, Any], lost: str) -> int:
     try:
         text = template.render(typed(document, "system.dockerInfo"))
     except TemplateError as error:
-        raise Failure(lost or str(error)) from None
+        text, lost = error.partial, lost or str(error)
     terminal.out(terminal.printable(text) + "\n")
     if lost:
         raise Failure(lost)

@@ -22,11 +22,16 @@ __all__ = ["FUNCTIONS", "Template", "TemplateError", "UnknownField"]
 
 
 class TemplateError(Exception):
-    """Go's words: "template: :1: unclosed action" or "template: :1:2: executing "" at <.X>: ..."."""
+    """Go's words: "template: :1: unclosed action" or "template: :1:2: executing "" at <.X>: ...".
+
+    `partial` is what was written before.
+    """
+
+    partial = ""
 
 
 class UnknownField(TemplateError):
-    """A field that its value's type does not have."""
+    """A field or method that its value's type does not have, or not with these arguments."""
 
 
 class _Break(Exception):
@@ -195,7 +200,11 @@ class Template:
     def render(self, value: Any, *, strict: bool = False) -> str:
         """The output for `value`. `strict`: a map without the key is an error (missingkey=error). TemplateError."""
         run = _Run(self, FUNCTIONS, strict=strict)
-        run.walk(self.nodes, value, value)
+        try:
+            run.walk(self.nodes, value, value)
+        except TemplateError as error:
+            error.partial = "".join(run.out)
+            raise
         return "".join(run.out)
 
     def header(self, titles: Mapping[str, str] | Record) -> str:
@@ -368,7 +377,8 @@ class _Run:
             try:
                 return method(*given)
             except TypeError:
-                self.fail(node, f"wrong number of args for {names[-1]}: want 1 got {len(given)}")
+                wrong = f"wrong number of args for {names[-1]}: want 1 got {len(given)}"
+                self.fail(node, wrong, UnknownField)
         return self._field(node, value, names[-1], (*arguments, *final))
 
     def _field(self, node: Node, value: Any, name: str, arguments: Sequence[Any]) -> Any:

@@ -66,6 +66,8 @@ ORDER = {
     ).split()),
 }  # fmt: skip
 """Order of the fields where one may be missing in between."""
+GO_TYPES = {"Server": "*types.Version", "Client": "system.clientVersion", "ClientInfo": "*system.clientInfo"}
+"""Names of types in errors that people see (inspect's come from its second, untyped run)."""
 TIMES = frozenset((("Metadata", "LastTagTime"), ("network", "Created")))
 """(struct, field) of the few times that Docker's client reads as such: they are printed in Go's way."""
 
@@ -119,7 +121,7 @@ class Struct(Record):
     def __init__(self, data: dict[str, Any], name: str) -> None:
         self.data = data
         self.name = name
-        self.go_type = name
+        self.go_type = GO_TYPES.get(name, name)
 
     def field(self, name: str) -> Any:
         if not name[:1].isupper():

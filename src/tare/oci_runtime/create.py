@@ -20,7 +20,7 @@ from tare.linux.fds import Channel
 from tare.runtime import launch, shim, starter, zygote
 
 from .options import Options
-from .record import Failed, Record, check_id, delete, remove_directory, run_hooks
+from .record import PARENT, Failed, Record, check_id, delete, remove_directory, run_hooks
 
 __all__ = ["CREATE", "CREATE_FLAGS", "console", "create", "run", "sentence", "start"]
 
@@ -126,7 +126,7 @@ def create(root: str, options: Options) -> tuple[Record, int, int]:
     except FileExistsError:
         raise Failed(f"container with id exists: {identifier}") from None
     try:
-        bundle = _bundle(source, identifier, directory, "/tare-oci")
+        bundle = _bundle(source, identifier, directory, PARENT)
         terminal = console(options.get("console-socket"), needed=bundle["tty"])
         os.mkfifo(f"{directory}/start", 0o600)
         # O_RDWR: a FIFO held open for both never reads as ended, so init simply waits until `start` comes

@@ -13,10 +13,12 @@ from tare.cgroups import api as cgroups
 from tare.linux import proc
 from tare.runtime import shim
 
-__all__ = ["VERSION", "Failed", "Record", "check_id", "delete", "remove_directory", "run_hooks"]
+__all__ = ["PARENT", "VERSION", "Failed", "Record", "check_id", "delete", "remove_directory", "run_hooks"]
 
 VERSION = "1.2.0"
 """Of the runtime-spec."""
+PARENT = "/tare-oci"
+"""Of the cgroups of bundles that name none."""
 
 
 class Failed(Exception):
@@ -101,6 +103,8 @@ def delete(record: Record, *, force: bool = False) -> None:
         while record.alive() and time.monotonic() < deadline:
             time.sleep(0.01)
     record.cgroup().delete()
+    if record.data["cgroup"] == f"{PARENT}/{record.id}":
+        cgroups.detect().tidy(PARENT)
     remove_directory(record.directory)
     with suppress(Failed):
         run_hooks(record, "poststop", status="stopped")

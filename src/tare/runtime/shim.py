@@ -217,6 +217,8 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
     wire.close()
     os.waitpid(starter, 0)
     if not data:
+        with suppress(ChildProcessError):
+            os.wait()  # what was not started is ours to reap: until then its container's pid namespace cannot end
         os._exit(1)
     libc.set_name("tare-shim")
     idle = select.poll()
