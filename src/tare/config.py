@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
+from tare import __version__
 from tare.errors import Invalid
 
 __all__ = ["DEFAULT_FILE", "VERSION", "Host", "Settings", "load", "usage"]
 
-VERSION = "0.1.0"
+VERSION = __version__
 DEFAULT_FILE = "/etc/tare/daemon.json"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 DRIVERS = ("json-file", "none")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from json.encoder import encode_basestring
+
+from tare.linux.jsontext import quote
 
 __all__ = ["JsonFile", "NoLog", "open_log"]
 
@@ -79,7 +80,7 @@ class JsonFile(NoLog):
         batch: list[bytes] = []
         size = 0
         for line in lines:
-            entry = b'{"log":' + encode_basestring(line.decode("utf-8", "replace")).encode() + tail
+            entry = b'{"log":' + quote(line.decode("utf-8", "replace")).encode() + tail
             if self._max_size and self._size + size + len(entry) > self._max_size and self._size + size:
                 self._flush(batch)
                 self._rotate()

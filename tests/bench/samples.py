@@ -31,7 +31,7 @@ class Row:
         values = sorted(self.samples[name])
         found: dict[str, Any] = {
             "row": self.key, "title": self.title, "contestant": name, "unit": self.unit, "n": len(values),
-            "median": quantile(values, 0.5), "min": values[0], "p90": quantile(values, 0.9),
+            "median": quantile(values, 0.5), "min": values[0], "p10": quantile(values, 0.1), "p90": quantile(values, 0.9),
             "samples": [round(value, 3) for value in self.samples[name]],
         }  # fmt: skip
         base = sorted(self.samples.get(self.baseline, ()))
@@ -102,15 +102,16 @@ def _ratio(value: float | None) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """One table of all rows; the last two columns say how many times docker's figure is ours."""
     lines = [
-        "| what | by | N | median | min | p90 | docker / this, median | min |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| what | by | N | median | min | p10 | p90 | docker / this, median | min |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         title = f"{row.title} [{row.unit}]"
         for name in row.samples:
             found = row.figures(name)
             cells = [
-                title, name, str(found["n"]), _number(found["median"]), _number(found["min"]), _number(found["p90"]),
+                title, name, str(found["n"]), _number(found["median"]), _number(found["min"]), _number(found["p10"]),
+                _number(found["p90"]),
                 _ratio(found.get("ratio_median")), _ratio(found.get("ratio_min")),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")

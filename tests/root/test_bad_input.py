@@ -367,6 +367,20 @@ def test_stale_pidfile_and_socket_are_taken_over(fresh_engine: Engine) -> None:
     assert "Traceback" not in fresh_engine.log.read_text()
 
 
+def test_zygote_whose_daemon_died_leaves_without_a_word() -> None:
+    """A daemon killed right after its start leaves a zygote that has nobody to be ready for."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    packages = next((BIN.parent / "lib").glob("python3*/site-packages/tare")).parent
+    with theirs:
+        ours.close()
+        zygote = [str(packages / "tare" / "runtime" / "zygote.py"), str(theirs.fileno()), str(packages)]
+        done = subprocess.run(
+            [str(BIN / "python"), "-I", "-S", *zygote],
+            capture_output=True, text=True, check=False, timeout=20, pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_noise_on_the_socket_harms_nobody(clean: Engine) -> None:
     for noise in (
         b"\x00" * 100,

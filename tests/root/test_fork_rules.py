@@ -251,13 +251,15 @@ def test_program_has_three_descriptors(engine: Engine, options: tuple[str, ...])
     assert engine.docker("logs", container).stdout.split() == ["0", "1", "2", "3"]
     pid = engine.inspect(container)["State"]["Pid"]
     assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]
-    terminal = "-t" in options
-    command = ("docker", "exec", *options, container, "ls", "/proc/self/fd")
-    if terminal and "-i" in options:
-        command = ("script", "-qec", " ".join(command), "/dev/null")
-    done = subprocess.run(
-        command, env=engine.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
-    )
+    master, slave = os.openpty()
+    try:
+        done = subprocess.run(
+            ["docker", "exec", *options, container, "ls", "/proc/self/fd"], env=engine.environment(), stdin=slave,
+            stdout=subprocess.PIPE, text=True, check=True, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(master)
+        os.close(slave)
     assert done.stdout.split() == ["0", "1", "2", "3"]
     engine.docker("rm", "-f", container)
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import calendar
-import http.client
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import traces
@@ -60,11 +56,6 @@ def remains(engine: Engine, container: str) -> list[str]:
 
 def shim_of(engine: Engine, container: str) -> int:
     return int((engine.run_dir / "containers" / container / "shim").read_text().split()[0])
-
-
-def rows(engine: Engine) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(engine.http("GET", "/containers/json?all=1").stdout)
-    return listed
 
 
 def background(engine: Engine, output: Path, *command: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -396,103 +387,3 @@ def test_row_of_another_boot_becomes_exited_and_its_pid_is_nobodys(engine: Engin
         innocent.kill()
     assert (state["Status"], state["ExitCode"], state["Pid"]) == ("exited", 255, 0)
     until(lambda: not remains(engine, container), "nothing is left")
-
-
-def assert_whole(engine: Engine) -> dict[str, str]:
-    """Rows and facts are one: {id: state}. A container runs and is shown so, or there is nothing of it on the host."""
-    states = {row["Id"]: row["State"] for row in rows(engine)}
-    running = {container for container, state in states.items() if state == "running"}
-    assert {state for container, state in states.items() if container not in running} <= {"created", "exited"}
-    for container in running:
-        pid = json.loads(engine.http("GET", f"/containers/{container}/json").stdout)["State"]["Pid"]
-        assert traces.alive(pid) and container in traces.read(f"/proc/{pid}/cgroup")
-        assert "sleep" in traces.read(f"/proc/{pid}/cmdline"), "execve was never reached"
-    for container in set(states) - running:
-        until(lambda container=container: not remains(engine, container), "nothing of what does not run")  # type: ignore[misc]
-    until(lambda: len(traces.shims(engine.base)) == len(running), "a shim for each")
-    assert set(os.listdir(engine.run_dir / "containers")) == running
-    return states
-
-
-def test_daemon_killed_in_the_middle_of_starts_leaves_no_half_container(fresh_engine: Engine) -> None:
-    engine, moment = fresh_engine, random.Random(2026)
-    seen = set()
-    for _ in range(20):
-        clients = [
-            subprocess.Popen(
-                ["docker", "run", "-d", "busybox", "sleep", "1000"], env=engine.environment(),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )
-            for _ in range(4)
-        ]  # fmt: skip
-        time.sleep(moment.uniform(0.02, 0.2))
-        engine.kill()
-        told = {client.communicate(timeout=30)[0].strip(): client.returncode for client in clients}
-        engine.start()
-        states = assert_whole(engine)
-        seen |= set(states.values())
-        for container, code in told.items():
-            assert code or states[container] == "running", "success was reported for a container that does not run"
-        engine.docker_rm_all()
-    assert "running" in seen
-    for number in engine.data.joinpath("snapshots").iterdir():
-        assert number.name == "1", "a snapshot of no container is left"
-
-
-class Tally:
-    """What an engine holds on its host, as numbers that may not grow."""
-
-    def __init__(self, engine: Engine, containers: list[str]) -> None:
-        zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
-        processes = [engine.pid, zygote, *traces.children(zygote), *traces.shims(engine.base)]
-        members = [pid for container in containers for pid in traces.members(container)] if len(containers) < 3 else []
-        self.numbers = {
-            "descriptors": len(traces.open_files(engine.pid)),
-            "descriptors of the zygote": len(traces.open_files(zygote)),
-            "threads": len(os.listdir(f"/proc/{engine.pid}/task")),
-            "processes": len([pid for pid in processes + members if traces.alive(pid)]),
-            "children": len(traces.children(engine.pid)),
-            "namespaces": len(traces.namespaces(processes)),
-            "mounts": sum(str(engine.base) in line for line in traces.read("/proc/1/mountinfo").splitlines()),
-            "cgroups": sum(len(traces.cgroups(container)) for container in containers),
-            "run directories": len(os.listdir(engine.run_dir / "containers")),
-            "folders": len(os.listdir(engine.data / "containers")) + len(os.listdir(engine.data / "snapshots")),
-            "trash": len(os.listdir(engine.data / "trash")),
-        }
-
-
-def disk(path: Path) -> int:
-    """KiB below `path`."""
-    return int(subprocess.run(["du", "-sk", str(path)], capture_output=True, text=True, check=True).stdout.split()[0])
-
-
-def cycle(connection: http.client.HTTPConnection) -> str:
-    """Create, start and remove one container over the kept connection; its id."""
-
-    def ask(method: str, path: str, body: str = "") -> Any:
-        connection.request(method, path, body or None, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        data = reply.read()
-        assert reply.status < 300, (method, path, data)
-        return json.loads(data) if data else None
-
-    container: str = ask("POST", "/containers/create", '{"Image": "busybox", "Cmd": ["sleep", "1000"]}')["Id"]
-    ask("POST", f"/containers/{container}/start")
-    ask("DELETE", f"/containers/{container}?force=1")
-    return container
-
-
-def test_two_hundred_lives_leave_everything_as_it_was(fresh_engine: Engine) -> None:
-    engine = fresh_engine
-    connection = http.client.HTTPConnection("d", timeout=60)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(str(engine.socket))
-    for _ in range(20):  # the pool of threads and the ledger's log reach their size
-        cycle(connection)
-    settled = until(lambda: not os.listdir(engine.data / "trash") and Tally(engine, []), "rest after the warm-up")
-    assert isinstance(settled, Tally)
-    before, used = settled.numbers, disk(engine.data)
-    lives = [cycle(connection) for _ in range(200)]
-    until(lambda: Tally(engine, lives).numbers == before, f"all as before: {before}", 15)
-    until(lambda: disk(engine.data) <= used + 1024, f"at most 1 MiB more than {used} KiB on disk")
-    connection.close()

@@ -86,9 +86,10 @@ def zygote(daemon: int) -> int:
 
 
 def cgroups(name: str) -> list[str]:
-    """Directories of that name at any depth up to three below any hierarchy's root."""
+    """Directories whose name is or matches `name`, two to four levels below the mount point of all hierarchies."""
     levels = ("*", "*/*", "*/*/*")
-    return sorted(path for level in levels for path in glob.glob(f"/sys/fs/cgroup/{level}/{glob.escape(name)}"))
+    found = [path for level in levels for path in glob.glob(f"/sys/fs/cgroup/{level}/{name}/")]
+    return sorted(path.rstrip("/") for path in found)
 
 
 def members(container: str) -> list[int]:

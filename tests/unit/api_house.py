@@ -180,6 +180,9 @@ class Execs:
             raise NotFound(f"No such exec instance: {exec_id}")
         return self.values[exec_id]
 
+    async def settled(self, exec_id: str) -> Exec:
+        return self.get(exec_id)
+
     def of(self, container_id: str) -> list[Exec]:
         return [value for value in self.values.values() if value.container == container_id]
 

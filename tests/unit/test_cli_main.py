@@ -80,6 +80,7 @@ def installed(prefix: Path) -> Path:
     """As pip lays it out: <prefix>/bin/{tare,python}, <prefix>/lib/pythonX.Y/site-packages/tare."""
     packages = prefix / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     shutil.copytree(SOURCE / "tare/cli", packages / "tare/cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SOURCE / "tare/__init__.py", packages / "tare/__init__.py")
     (prefix / "bin").mkdir()
     script = prefix / "bin/tare"
     shutil.copy(LAUNCHER, script)

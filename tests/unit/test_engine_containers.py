@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -408,6 +409,12 @@ def test_exec(tmp_path: Path) -> None:
         assert house.execs.of(box.id)[0].pid > 0
         await house.execs.resize(last.id, 10, 20)
         os.kill(house.execs.get(last.id).pid, signal.SIGKILL)
+        end = time.monotonic() + 5
+        while os.path.exists(f"/proc/{house.execs.get(last.id).pid}"):
+            assert time.monotonic() < end
+            time.sleep(0.01)  # holds the loop up: the process is gone and nobody here has heard of it
+        assert house.execs.get(last.id).exit_code is None
+        assert (await house.execs.settled(last.id)).exit_code == 137
         await house.containers.remove("web", force=True)
         with pytest.raises(NotFound):
             house.execs.get(made.id)

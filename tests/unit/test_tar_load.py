@@ -166,9 +166,10 @@ def test_a_compressed_archive_loads_alike(bench: Bench, tmp_path: Path, pack: Ca
 
 
 def test_compressed_layers(bench: Bench) -> None:
-    data = docker(gzip.compress(BASE), lzma.compress(TOP), config_bytes=config(BASE, TOP))
+    packed = gzip.compress(BASE)  # once: gzip writes the time of day into its header
+    data = docker(packed, lzma.compress(TOP), config_bytes=config(BASE, TOP))
     first, second = bench.load(data).images[0].layers
-    assert (first.media_type, first.digest) == (image.LAYER_GZIP, sha(gzip.compress(BASE)))
+    assert (first.media_type, first.digest) == (image.LAYER_GZIP, sha(packed))
     assert (second.media_type, second.digest) == (image.LAYER, sha(TOP)), "xz is no OCI layer"
     assert (bench.staged[second.chain_id] / "top").exists()
 

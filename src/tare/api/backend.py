@@ -103,7 +103,9 @@ class Execs(Protocol):
 
     def create(self, ref: str, spec: ExecSpec) -> Exec: ...
 
-    def get(self, exec_id: str) -> Exec: ...
+    async def settled(self, exec_id: str) -> Exec:
+        """With the exit code, if the process is gone."""
+        ...
 
     def of(self, container_id: str) -> Sequence[Exec]:
         """Those that have not ended."""

@@ -114,7 +114,7 @@ class Execs:
         return Response()
 
     async def inspect(self, request: Request) -> Response:
-        return json_response(shown(self.engine.execs.get(request.params["id"])))
+        return json_response(shown(await self.engine.execs.settled(request.params["id"])))
 
 
 def size(given: list[int] | None, request: Request, *, tty: bool) -> tuple[int, int]:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 Write = tuple[str, tuple[tuple[str, str], ...], str]
 Rule = tuple[bool, str, int, int, int]

@@ -11,8 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from .api import Cgroup
 from .convert import Write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .api import Cgroup
 
 DELETE_TIMEOUT_S = 2.0
 FREEZE_TIMEOUT_S = 10.0

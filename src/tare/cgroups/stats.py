@@ -5,9 +5,11 @@ Members of files that are not there are left out; times are nanoseconds, sizes b
 
 from __future__ import annotations
 
-from typing import Any
-
 from .kernfs import read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 UNLIMITED = (1 << 64) - 1
 TICK_NS = 10_000_000

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from . import convert, kernfs, stats
-from .api import Resources, Stats
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import v2
+    from .api import Resources, Stats
 
 SECTIONS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}
 """OCI section -> v2 controller, for what a hybrid host offers on v2 only."""

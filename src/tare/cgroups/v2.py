@@ -9,7 +9,10 @@ import errno
 import os
 
 from . import convert, kernfs, stats
-from .api import Resources, Stats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .api import Resources, Stats
 
 WANTED = frozenset(("cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma", "misc"))
 """Enabled for every leaf, limited or not, as stats need them too."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from tare import __version__
 from tare.cli import terminal
 from tare.cli.failure import Failure
 from tare.cli.options import Command, Flags, parse
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "load": ("archive", "load", "Load an image from a tar archive or STDIN"),
     "logs": ("logs", "logs", "Fetch the logs of a container"),
     "pause": ("process", "pause", "Pause all processes within one or more containers"),
+    "port": ("port", "port", "List port mappings or a specific mapping for the container"),
     "rename": ("process", "rename", "Rename a container"),
     "restart": ("process", "restart", "Restart one or more containers"),
     "rm": ("process", "remove", "Remove one or more containers"),
@@ -55,7 +57,7 @@ COMMANDS: dict[str, Entry] = {
 }
 FREQUENT = ("run", "exec", "ps", "images", "version", "info")
 OF_CONTAINERS = (
-    "attach create exec kill logs pause rename restart rm run start stop unpause wait"
+    "attach create exec kill logs pause port rename restart rm run start stop unpause wait"
 ).split()  # fmt: skip
 GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "container": (
@@ -64,6 +66,7 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
         | {
             "inspect": ("inspect", "container", "Display detailed information on one or more containers"),
             "ls": COMMANDS["ps"],
+            "prune": ("prune", "containers", "Remove all stopped containers"),
         },
     ),
     "image": (
@@ -72,6 +75,7 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
         | {
             "inspect": ("inspect", "image", "Display detailed information on one or more images"),
             "ls": COMMANDS["images"],
+            "prune": ("prune", "images", "Remove unused images"),
             "rm": COMMANDS["rmi"],
         },
     ),
@@ -84,7 +88,7 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
         },
     ),
 }
-ALIASES = {"list": "ls", "ps": "ls", "remove": "rm"}
+ALIASES = {"list": "ls", "ps": "ls", "remove": "rm", "rmi": "rm"}
 GLOBAL = Command(
     "[OPTIONS] COMMAND [ARG...]",
     (
@@ -170,15 +174,6 @@ def _root_help() -> str:
     return root_help(frequent, groups, rest, GLOBAL.rows, terminal.columns(0))
 
 
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("tare-engine")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _call(entry: Entry, path: str, argv: Sequence[str], settings: Flags) -> int:
     module, function, summary = entry
     name = f"tare.cli.{module}"
@@ -212,7 +207,7 @@ def _dispatch(argv: Sequence[str]) -> int:
             terminal.err(note + "\n")
         argv = settings.words
         if settings.on("version"):
-            terminal.out(f"tare version {_version()}\n")
+            terminal.out(f"tare version {__version__}\n")
             return 0
     if settings.on("help") and not argv:
         terminal.out(_root_help())

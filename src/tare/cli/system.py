@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from tare import __version__
 from tare.cli import terminal
 from tare.cli.endpoint import ConnectError
 from tare.cli.failure import Failure
@@ -39,22 +40,9 @@ def df(call: Call) -> int:
     return df(call)
 
 
-def _own_version() -> str:
-    """Of the name of the installed metadata beside the package: importlib.metadata would cost 30 ms."""
-    packages = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    try:
-        names = os.listdir(packages)
-    except OSError:
-        names = []
-    for name in names:
-        if name.startswith("tare_engine-") and name.endswith(".dist-info"):
-            return name[len("tare_engine-") : -len(".dist-info")]
-    return "unknown"
-
-
 def _client(negotiated: str = "") -> dict[str, Any]:
     uname = os.uname()
-    found: dict[str, Any] = {"Version": _own_version()}
+    found: dict[str, Any] = {"Version": __version__}
     if negotiated:
         found["ApiVersion"] = negotiated
     return found | {

@@ -129,6 +129,9 @@ class Struct(Record):
         key = self._key(name)
         if key is None:
             return OPTIONAL[self.name][name]
+        return self._member(key)
+
+    def _member(self, key: str) -> Any:
         value = self.data[key]
         if (self.name, key) in TIMES and isinstance(value, str):
             return Time(value)
@@ -143,7 +146,7 @@ class Struct(Record):
         return next((key for key in self.data if key.lower() == lower), None)
 
     def json(self) -> Any:
-        return {key: typed(value, key) if isinstance(value, dict | list) else value for key, value in self.data.items()}
+        return {key: self._member(key) for key in self.data}
 
     def __str__(self) -> str:
         """Go's %v: the fields without their names."""

@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from tare.engine.lifecycle import announce
 from tare.engine.model import Container, Exec, ExecSpec, State, Streams
 from tare.engine.shims import Client, Failed, Lost, Shim, Shims, detach_sequence
 from tare.errors import Conflict, EngineError, Invalid, NotFound
+from tare.linux import proc
 
 if TYPE_CHECKING:
     from tare.engine.containers import Containers
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 CANNOT_INVOKE = 126
 READY_S = 10.0
 """How long a resize waits for the start, as Docker's."""
+SETTLE_S = 2.0
+"""How long the news of an end that has happened may take from the shim to here. Guess."""
 KEPT_S = 300.0
 """How long the exit code of an exec can be asked for; Docker sweeps every 5 minutes too."""
 STDOUT = 1
@@ -41,11 +45,13 @@ STDOUT = 1
 class _Record:
     """One exec and its live parts."""
 
-    __slots__ = ("ended", "running", "shim", "value")
+    __slots__ = ("ended", "running", "shim", "start_time", "value")
 
     def __init__(self, value: Exec) -> None:
         self.value = value
         self.shim: Shim | None = None
+        self.start_time = 0
+        """Of the process, in clock ticks (proc.start_time)."""
         self.ended = 0.0
         """Monotonic seconds; 0 = not yet."""
         self.running = asyncio.Event()
@@ -74,6 +80,17 @@ class Execs:
 
     def get(self, exec_id: str) -> Exec:
         """NotFound with Docker's text; also when its container has been removed meanwhile."""
+        return self._record(exec_id).value
+
+    async def settled(self, exec_id: str) -> Exec:
+        """As `get`, but a process that is gone has its exit code: clients ask as soon as the stream has ended, and the
+        shim's word may be on its way (`docker exec` takes a missing code for 0)."""
+        record = self._record(exec_id)
+        if record.value.started:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(record.running.wait(), READY_S)
+        if record.shim is not None and not proc.is_alive(record.value.pid, record.start_time):
+            await asyncio.wait([record.shim.exited], timeout=SETTLE_S)
         return self._record(exec_id).value
 
     def of(self, container_id: str) -> list[Exec]:
@@ -156,7 +173,7 @@ class Execs:
             record.ended = time.monotonic()
             record.running.set()
             raise reason from None
-        record.shim = shim
+        record.shim, record.start_time = shim, started.start_time
         record.value = replace(record.value, pid=started.pid)
         record.running.set()
         shim.listen(lambda news: self._announce(container, "exec_detach", value) if news == "detached" else None)

@@ -15,7 +15,7 @@ from struct import pack
 
 from . import libc
 
-__all__ = ["assert_single_threaded", "clone3", "fork"]
+__all__ = ["clone3", "fork"]
 
 _NR_CLONE3 = 435
 _NR_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
@@ -30,7 +30,7 @@ _pidfd = ctypes.c_int(-1)
 _pidfd_address = ctypes.addressof(_pidfd)
 
 
-def assert_single_threaded() -> None:
+def _assert_single_threaded() -> None:
     """Rule 1 of the fork path; RuntimeError otherwise."""
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
@@ -46,8 +46,10 @@ def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     """A child in new namespaces by one system call: (pid, pidfd) in the parent, (0, -1) in the child.
 
     `flags`: CLONE_NEW*, CLONE_PARENT; `cgroup`: descriptor of a cgroup v2 directory the child is born in. Where a
-    seccomp filter around us answers ENOSYS (containers do), the older clone(2) is used; it takes no cgroup.
+    seccomp filter around us answers ENOSYS (containers do), the older clone(2) is used; it takes no cgroup. OSError;
+    RuntimeError for a caller with threads.
     """
+    _assert_single_threaded()
     flags |= libc.CLONE_PIDFD
     into = 0
     if cgroup is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from array import array
 from collections.abc import Sequence
+
+from . import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Channel", "memfd_sealed"]
 
 _FRAME = 192 * 1024
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-"""Made once: json.dumps with arguments makes an encoder each time, in every shim."""
 _FDS = 64
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -52,7 +51,7 @@ class Channel:
         OSError EPIPE or ECONNRESET when the other side is gone, EMSGSIZE above the socket's buffer, BlockingIOError
         on a full non-blocking socket.
         """
-        data = _encode(message).encode()
+        data = jsontext.dumps(message).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
@@ -74,7 +73,7 @@ class Channel:
         if not data:
             return None
         try:
-            message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else json.loads(data)
+            message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else jsontext.loads(data)
         except ValueError:
             message = None
         if not isinstance(message, dict):

@@ -80,7 +80,7 @@ DOCUMENT_LIMIT = 4 << 20
 """Bytes of a document at most (security N11; the distribution spec asks registries for as much)."""
 _DEPTH_LIMIT = 64
 _LAYER_LIMIT = 500
-"""Layers at most, twice what overlayfs stacks in one mount with lowerdir+ on old kernels; a guess."""
+"""Layers at most: overlayfs stacks no more in one mount (OVL_MAX_STACK, fs/overlayfs/params.h)."""
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _MediaType = Annotated[str, Meta(max_length=256)]
@@ -287,7 +287,10 @@ def _decode(data: bytes, kind: type[Document], what: str) -> Document:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Invalid(f"invalid {what}: {_shown(str(error))}") from None
+        text = str(error)
+        if f"`array` of length <= {_LAYER_LIMIT}" in text:
+            text = f"more than {_LAYER_LIMIT} layers, which no overlay mount can stack"
+        raise Invalid(f"invalid {what}: {_shown(text)}") from None
 
 
 def _unambiguous(fields: Any, what: str, media_type: str, accepted: tuple[str, ...], own: str, other: str) -> None:

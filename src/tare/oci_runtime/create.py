@@ -247,6 +247,8 @@ def start(record: Record) -> None:
 
 def run(root: str, options: Options) -> int:
     record, pidfd, status = create(root, options)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda n, _: signal.pidfd_send_signal(pidfd, n))
     start(record)
     report = starter.await_start(status)
     if report is not None:
@@ -254,8 +256,6 @@ def run(root: str, options: Options) -> int:
         raise Failed(f"unable to start container process: {sentence(report, record.data['process']['args'])}")
     if options.has("detach"):
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda n, _: signal.pidfd_send_signal(pidfd, n))
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     while not poll.poll():

@@ -43,8 +43,11 @@ def execute(root: str, arguments: Sequence[str]) -> int:
     stdio = pipes.stdio if pipes else launch.Stdio(0, 1, 2)
     zygote.freeze()
     child, pidfd, status = enter.spawn(container, record.pid, process, cgroup, stdio, record.id)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda n, _: signal.pidfd_send_signal(pidfd, n))
     report = starter.await_start(status)
     if report is not None:
+        shim.exit_status(pidfd)  # a zombie would keep the container's pid namespace from ending
         raise Failed(f"exec failed: unable to start container process: {sentence(report, process['args'])}", 255)
     if terminal is not None and pipes is not None:
         master = next(iter(pipes.ours()[0]))
@@ -53,8 +56,6 @@ def execute(root: str, arguments: Sequence[str]) -> int:
         shim.write_file(options.get("pid-file"), str(child).encode())
     if options.has("detach"):
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, lambda n, _: signal.pidfd_send_signal(pidfd, n))
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     while not poll.poll():

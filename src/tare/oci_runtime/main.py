@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from tare import __version__
 from tare.linux import proc
 from tare.runtime import enter, launch, seal
 
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         flag, equals, value = rest.pop(0).partition("=")
         name = flag.lstrip("-")
         if name in ("version", "v"):
-            print(f"tare-oci version 0.1.0\nspec: {VERSION}")
+            print(f"tare-oci version {__version__}\nspec: {VERSION}")
             sys.exit(0)
         if name in ("help", "h"):
             print(_USAGE)

@@ -64,7 +64,6 @@ def spawn(
     bpf = read_bpf(process.get("bpf") or "")
     status, their_status = os.pipe2(os.O_CLOEXEC)
     libc.setns(container, libc.CLONE_NEWPID)
-    clone.assert_single_threaded()
     child, pidfd = clone.clone3(libc.CLONE_PARENT if sibling else 0)
     if child == 0:
         _child(container, flags, process, bpf, cgroup, their_status, stdio, name)

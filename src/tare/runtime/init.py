@@ -8,7 +8,6 @@ success, because the pipe is O_CLOEXEC.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
@@ -17,7 +16,7 @@ from contextlib import suppress
 from errno import EACCES, EINVAL, ENOENT, ENOEXEC, ENOTDIR, EPERM, EROFS
 
 from tare.cgroups import api as cgroups
-from tare.linux import libc, netlink, pty
+from tare.linux import jsontext, libc, netlink, pty
 from tare.linux.fds import Channel
 
 from . import rootfs, security
@@ -86,7 +85,7 @@ def fail(status: int, step: str, error: BaseException) -> NoReturn:
     report = {"step": step, "errno": number, "path": path, "message": message}
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
-        os.write(status, json.dumps(report).encode())
+        os.write(status, jsontext.dumps(report).encode())
     except OSError:  # after `tare-oci start` nobody reads it: the container's own stderr is left
         os.write(2, f"{step}: {path} {message}\n".encode())
     os._exit(1)
@@ -152,7 +151,9 @@ def main(context: Context) -> NoReturn:
         os.close(root)
         if "uts" in new:
             step = "set the host name"
-            _names(oci)
+            for set_name, name in ((libc.sethostname, "hostname"), (libc.setdomainname, "domainname")):
+                if oci.get(name):
+                    set_name(oci[name])
 
         if context.notify_gate:
             step = "execve"
@@ -246,13 +247,6 @@ def environment(process: Mapping[str, Any], home: str) -> dict[str, str]:
             variables[name] = value
     variables.setdefault("HOME", home)
     return variables
-
-
-def _names(oci: Mapping[str, Any]) -> None:
-    if oci.get("hostname"):
-        libc.sethostname(oci["hostname"])
-    if oci.get("domainname"):
-        libc.setdomainname(oci["domainname"])
 
 
 def _terminal(context: Context, root: int, process: Mapping[str, Any]) -> tuple[int, int, int]:

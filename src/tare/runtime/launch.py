@@ -114,7 +114,6 @@ def launch(
             early = os.pipe2(os.O_CLOEXEC)
         _before_clone(namespaces, linux)
         joins = _open_joins(namespaces)
-        clone.assert_single_threaded()
         pid, pidfd, placed = _clone(flags & ~libc.CLONE_NEWCGROUP, cgroup)
         if pid == 0:
             # Nothing of the parent's frames is used again on this side.

@@ -74,8 +74,9 @@ only (per controller on v1), and option "create-source" is never needed: the dae
 
 from __future__ import annotations
 
-import json
 from typing import Any, NotRequired, TypedDict
+
+from tare.linux import jsontext
 
 __all__ = ["MAX_FRAME", "Exited", "StreamsWire", "encode"]
 
@@ -106,7 +107,7 @@ class Exited(TypedDict):
 
 def encode(message: Any) -> bytes:
     """One frame; ValueError if it would not fit."""
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = jsontext.dumps(message).encode()
     if len(data) > MAX_FRAME:
         raise ValueError(f"message of {len(data)} bytes exceeds the frame limit of {MAX_FRAME}")
     return data

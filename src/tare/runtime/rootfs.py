@@ -264,9 +264,6 @@ class Devices(Op):
 
     __slots__ = ()
 
-    def describe(self) -> str:
-        return f"make the default devices in {self.target}"
-
     def perform(self, at: Place) -> None:
         dev = place(at.root, self.target, directory=True)
         try:
@@ -316,9 +313,6 @@ class Device(Op):
         self.mode = kind | int(entry.get("fileMode") or 0o666)
         self.number = os.makedev(int(entry.get("major", 0)), int(entry.get("minor", 0)))
         self.uid, self.gid = int(entry.get("uid") or 0), int(entry.get("gid") or 0)
-
-    def describe(self) -> str:
-        return f"make the device {self.target}"
 
     def perform(self, at: Place) -> None:
         parent, _, name = self.target.rpartition("/")
@@ -382,9 +376,6 @@ class Directory(Op):
     """A directory that must exist: the working directory."""
 
     __slots__ = ()
-
-    def describe(self) -> str:
-        return f"make sure that {self.target} exists"
 
     def perform(self, at: Place) -> None:
         os.close(place(at.root, self.target, directory=True))

@@ -8,7 +8,6 @@ any time: facts are in `<dir>` (runtime/protocol.py). An exec is monitored by th
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -19,7 +18,7 @@ from contextlib import suppress
 
 from tare.cgroups import api as cgroups
 from tare.jsonlog import open_log
-from tare.linux import libc, pty
+from tare.linux import jsontext, libc, pty
 from tare.linux.fds import Channel
 
 from .streams import Streams
@@ -213,7 +212,7 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
     """
     wire.recv(1)  # the starter has its job: from now on we may outlive the zygote
     libc.prctl(libc.PR_SET_PDEATHSIG, 0)
-    data, fds, _, _ = socket.recv_fds(wire, 65536, 64)
+    data, fds, _, _ = socket.recv_fds(wire, 192 * 1024, 64)  # MAX_FRAME and more: clients' bytes may be in it
     wire.close()
     os.waitpid(starter, 0)
     if not data:
@@ -241,7 +240,7 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
         control=named["c"], listener=named.get("l", -1), oom=named.get("o", -1),
     )  # fmt: skip
     if fields[12]:
-        for streams_of, fd in zip(json.loads(fields[12]), fds[letters.index("a") :], strict=True):
+        for streams_of, fd in zip(jsontext.loads(fields[12].encode()), fds[letters.index("a") :], strict=True):
             streams.attach(streams_of, fd)
     monitor.run()
     _end(monitor, directory)
@@ -265,7 +264,7 @@ def _end(monitor: Monitor, directory: str) -> NoReturn:
     monitor.streams.drain(time.monotonic() + (_DRAIN_S if directory else 0), time.monotonic)
     if directory:
         with suppress(OSError):
-            write_file(f"{directory}/exit", json.dumps(exited).encode())
+            write_file(f"{directory}/exit", jsontext.dumps(exited).encode())
     monitor.tell({"type": "exited", **exited})
     if cgroup is not None:
         with suppress(OSError):

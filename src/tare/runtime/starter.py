@@ -6,7 +6,6 @@ wait for it. Before Go a lost daemon undoes everything; after Go the container s
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ from contextlib import suppress
 from errno import EAGAIN, ECANCELED
 
 from tare.cgroups import api as cgroups
-from tare.linux import libc, proc
+from tare.linux import jsontext, libc, proc
 from tare.linux.fds import Channel
 
 from . import enter
@@ -79,7 +78,7 @@ def await_start(status: int) -> dict[str, Any] | None:
         data += chunk
     if not data:
         return None
-    report = json.loads(data.splitlines()[-1])
+    report = jsontext.loads(data.splitlines()[-1])
     return report if "step" in report else None
 
 
@@ -144,7 +143,7 @@ class Job:
         """Run: Ready, Go, Started."""
         with suppress(OSError):
             proc.write(f"/proc/{os.getppid()}/oom_score_adj", b"-998")
-        bundle = json.loads(proc.read(f"{self.directory}/bundle.json", 1 << 26))
+        bundle = jsontext.loads(proc.read(f"{self.directory}/bundle.json", 1 << 26))
         self.step = "listen"
         listener = self._listen()
         log = bundle.get("log") or {}
@@ -241,7 +240,7 @@ class Job:
         fields = (
             letters, str(pid), str(start_time), str(now), "1" if tty else "", "1" if once else "", cgroup, directory,
             log.get("driver") or "none", log.get("path") or "", str(log.get("max_size") or 0),
-            str(log.get("max_file") or 1), json.dumps(self.streams) if self.clients else "",
+            str(log.get("max_file") or 1), jsontext.dumps(self.streams) if self.clients else "",
         )  # fmt: skip
         started = {"type": "started", "pid": pid, "start_time": start_time, "time_ns": now, "warnings": warnings}
         with suppress(OSError):

@@ -95,7 +95,10 @@ def main(fd: int) -> None:
     jobs = Channel.from_fd(fd)
     hierarchy = cgroups.detect()
     freeze()
-    jobs.send({"type": "ready", "pid": os.getpid()})
+    try:
+        jobs.send({"type": "ready", "pid": os.getpid()})
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the daemon was killed meanwhile
     serve(jobs, hierarchy)
 
 
