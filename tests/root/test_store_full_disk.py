@@ -1,4 +1,4 @@
-"""A full data root (security.md section 4, rows 16-17): nothing is lost, nothing is half done, and rm still works.
+"""A full data root: nothing is lost, nothing is half done, and rm still works.
 
 Each scenario is a process of its own in a mount namespace of its own, on a small tmpfs.
 """

@@ -1,4 +1,4 @@
-"""What dies takes nothing else along: daemon, shim, zygote and client killed while containers run (design, B7)."""
+"""What dies takes nothing else along: daemon, shim, zygote and client killed while containers run."""
 
 from __future__ import annotations
 
@@ -387,3 +387,16 @@ def test_row_of_another_boot_becomes_exited_and_its_pid_is_nobodys(engine: Engin
         innocent.kill()
     assert (state["Status"], state["ExitCode"], state["Pid"]) == ("exited", 255, 0)
     until(lambda: not remains(engine, container), "nothing is left")
+
+
+@pytest.mark.parametrize("option", ["--rm=false", "--rm", "-t"])
+def test_own_client_asks_the_new_daemon_for_the_exit_code(engine: Engine, option: str) -> None:
+    output = engine.base / "asks.out"
+    client = background(engine, output, str(BIN / "tare"), "run", option, "--name", "asked", "busybox", "sh", "-c", QUIT)
+    until(lambda: "ready" in output.read_text(), "it runs")
+    container = engine.inspect("asked")
+    engine.restart()
+    os.kill(container["State"]["Pid"], signal.SIGTERM)
+    assert client.wait(30) == 42 and output.read_text().split() == ["ready", "last"]
+    engine.docker("rm", "-f", "asked", check=False)
+    until(lambda: not remains(engine, container["Id"]), "nothing is left")

@@ -258,6 +258,7 @@ def house(*containers: Container, images: tuple[Image, ...] = ()) -> Any:
         images=Images(*(images or (image(),))),
         events=Events(),
         host=host,
+        config=SimpleNamespace(labels=("rack=7",), debug=False),
         id="11111111-2222",
         version="9.9.9",
     )

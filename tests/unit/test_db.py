@@ -1,4 +1,4 @@
-"""The ledger: transactions, and a damaged file at start (security.md section 4, rows 12-14)."""
+"""The ledger: transactions, and a damaged file at start."""
 
 from __future__ import annotations
 

@@ -205,6 +205,15 @@ class Host(Protocol):
     def features(self) -> Collection[str]: ...
 
 
+class Config(Protocol):
+    """What the daemon was told and `info` shows."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def debug(self) -> bool: ...
+
+
 class Engine(Protocol):
     """engine/engine.py: the record that daemon.py builds."""
 
@@ -218,6 +227,8 @@ class Engine(Protocol):
     def events(self) -> Events: ...
     @property
     def host(self) -> Host: ...
+    @property
+    def config(self) -> Config: ...
     @property
     def id(self) -> str: ...
     @property

@@ -199,6 +199,13 @@ def check(body: CreateBody) -> None:
 
 def warnings(spec: ContainerSpec) -> list[str]:
     """What the user should know about a request that is granted all the same."""
+    found = []
     if spec.namespaces.network == "host" and (spec.port_bindings or spec.publish_all):
-        return ["Published ports are discarded when using host network mode"]
-    return []
+        found.append("Published ports are discarded when using host network mode")
+    if spec.restart.name not in ("", "no"):
+        found.append("The restart policy is kept and shown, but this version does not restart containers.")
+    if spec.healthcheck is not None and spec.healthcheck.test[:1] not in ((), ("NONE",)):
+        found.append("The health check is kept and shown, but this version does not run it.")
+    if spec.volumes:
+        found.append("Anonymous volumes are not offered by this version: the data stays in the container's own layer.")
+    return found

@@ -1,6 +1,6 @@
 """Bytes from a client -> Struct: the one door for JSON bodies.
 
-Stricter than Go's decoder where that costs no real client anything (security.md 3, "JSON"): duplicate keys, more than
+Stricter than Go's decoder where that costs no real client anything: duplicate keys, more than
 64 levels, NaN, infinities, integers beyond 64 bits, lone surrogates and a second document are refused. As lenient as
 Go's where clients rely on it: unknown members are ignored, and a null member leaves its field at the default.
 """

@@ -115,7 +115,7 @@ class System:
                 "HttpProxy": "",
                 "HttpsProxy": "",
                 "NoProxy": "",
-                "Labels": [],
+                "Labels": list(self.engine.config.labels),
                 "ExperimentalBuild": False,
                 "ServerVersion": self.engine.version,
                 "Runtimes": {"runc": runtime},
@@ -178,7 +178,7 @@ class System:
 
     def _process(self) -> dict[str, Any]:
         return {
-            "Debug": False,
+            "Debug": self.engine.config.debug,
             "NFd": len(os.listdir("/proc/self/fd")),
             "NGoroutines": 0,
             "SystemTime": datetime.now().astimezone().isoformat(),

@@ -1,7 +1,7 @@
 """The head of a message as bytes: checks before h11 sees a request, and the lines of a response. Pure: no I/O.
 
 h11 is lenient in places where another program on the way might read the same bytes differently; `check` refuses them
-(security.md section 3, row Smuggling): bare LF, obs-fold, Content-Length twice or together with Transfer-Encoding.
+(request smuggling): bare LF, obs-fold, Content-Length twice or together with Transfer-Encoding.
 """
 
 from __future__ import annotations

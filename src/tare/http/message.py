@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 BODY_LIMIT = 16 * 1024 * 1024
-"""Bytes of a body taken as a whole (security.md section 3, row JSON)."""
+"""Bytes of a body taken as a whole."""
 _BODY_TIMEOUT_S = 60.0
 _MAX_FIELDS = 1000
 _FALSE = frozenset({"", "0", "no", "false", "none"})

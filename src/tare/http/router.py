@@ -20,7 +20,7 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 class Router:
     """The table of routes plus the range of API versions it serves.
 
-    `headers` go with every answer: `server` as Server, `maximum` as Api-Version, Ostype linux (features.md 1e).
+    `headers` go with every answer: `server` as Server, `maximum` as Api-Version, Ostype linux.
     """
 
     def __init__(self, *, minimum: str = "1.24", maximum: str = "1.47", server: str = "Docker (linux)") -> None:

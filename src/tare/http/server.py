@@ -28,7 +28,7 @@ __all__ = ["Limits", "Server"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds per server (security.md section 3); times in seconds."""
+    """Bounds per server; times in seconds."""
 
     connections: int = 1024
     header_bytes: int = 64 * 1024

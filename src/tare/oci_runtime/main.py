@@ -96,7 +96,7 @@ def update(record: Record, arguments: Options) -> None:
 
 
 def features() -> dict[str, Any]:
-    """runtime-spec features.md."""
+    """The answer to `features`, in the shape that runtime-spec gives it."""
     from tare.linux import seccomp
     from tare.runtime import rootfs, security
 

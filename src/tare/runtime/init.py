@@ -1,7 +1,7 @@
 """Runs as pid 1 inside the new namespaces until execve; host root with all capabilities until `security.become`.
 
 One straight path, no decision of policy: what to mount, which rights to keep is in the bundle. Imports nothing lazily:
-from `rootfs` on, the root is the image's, and an import could run the image's code as the host's root (M11).
+from `rootfs` on, the root is the image's, and an import could run the image's code as the host's root.
 Failures go up the status pipe as one JSON object {step, errno, path, message}; end of file without one *is* execve's
 success, because the pipe is O_CLOEXEC.
 """

@@ -180,12 +180,8 @@ def _before_clone(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> No
 
 
 def _open_joins(namespaces: Mapping[str, str]) -> list[tuple[int, int]]:
-    order = [kind for kind in NAMESPACES if kind not in ("pid", "mount")]
-    return [
-        (os.open(namespaces[kind], os.O_RDONLY | os.O_CLOEXEC), NAMESPACES[kind])
-        for kind in order
-        if namespaces.get(kind)
-    ]
+    kinds = [kind for kind in NAMESPACES if kind not in ("pid", "mount") and namespaces.get(kind)]
+    return [(os.open(namespaces[kind], os.O_RDONLY | os.O_CLOEXEC), NAMESPACES[kind]) for kind in kinds]
 
 
 def _clone(flags: int, cgroup: cgroups.Cgroup) -> tuple[int, int, bool]:

@@ -33,7 +33,7 @@ __all__ = ["freeze", "main", "serve"]
 def freeze() -> None:
     """End of warm-up: nothing can be imported any more, and the pages of what was are shared for good.
 
-    Rule 2: after pivot_root an import would be looked up in the image and run as the host's root (M11). Rule 7: a
+    Rule 2: after pivot_root an import would be looked up in the image and run as the host's root. Rule 7: a
     collection in a child would touch every object and un-share its page (2.0 against 0.75 MB per shim).
     """
     gc.collect()

@@ -8,7 +8,9 @@ the daemon's thread, so nothing changes meanwhile; deleting trees is a thread's 
 After a damaged ledger was replaced by an older one or an empty one (`Database.restored`), a file without a row may be
 somebody's only copy: such trees and blobs are moved to lost/ and never deleted from here.
 
-Deliberately absent: counters, and containers/ (the engine's own folder, reconciled by the engine).
+Folders below containers/ are the engine's own: they go only at a start, when no create can be under way.
+
+Deliberately absent: counters.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 
 from tare.db import Database
 from tare.store.content import Content
@@ -51,6 +54,9 @@ def sweep(db: Database, content: Content, snapshots: Snapshots, layout: Layout, 
     if db.restored:
         _set_aside(db, content, snapshots, layout)
     freed = _delete_blobs(db, content)
+    if starting:
+        for path in _unowned(db, layout):
+            snapshots.trash.throw(path)
     for number in _orphans(db, snapshots, layout):
         snapshots.trash.throw(layout.snapshot(number))
     for name in os.listdir(layout.ingest):
@@ -91,9 +97,16 @@ def _orphans(db: Database, snapshots: Snapshots, layout: Layout) -> list[int]:
     return [int(name) for name in names if name not in numbers and name not in snapshots.leases]
 
 
+def _unowned(db: Database, layout: Layout) -> list[Path]:
+    """Folders below containers/ whose container has no row: its create or remove was cut short."""
+    owners = {row[0] for row in db.execute("SELECT id FROM containers")}
+    return [layout.containers / name for name in os.listdir(layout.containers) if name not in owners]
+
+
 def _set_aside(db: Database, content: Content, snapshots: Snapshots, layout: Layout) -> None:
     moves = [layout.snapshot(number) for number in _orphans(db, snapshots, layout)]
     moves += [layout.blob(digest) for digest in _unnamed(db, content)]
+    moves += _unowned(db, layout)
     stamp = time.time_ns()
     for path in moves:
         path.rename(layout.lost / f"{path.name}-{stamp}")

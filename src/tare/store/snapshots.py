@@ -7,7 +7,7 @@ the runtime what to mount; nothing is mounted here.
 
 On disk a snapshot is snapshots/<n>/{fs,work}; the row is what makes it exist, and a folder without a row is garbage.
 Numbers are never used twice within a life of the daemon. `prepare` and `remove` are on the path of start and rm: three
-mkdir(2), or one rename into trash/ whose deletion happens later and elsewhere (performance.md: ext4 needs milliseconds,
+mkdir(2), or one rename into trash/ whose deletion happens later and elsewhere (ext4 needs milliseconds,
 sometimes seconds).
 
 Deliberately absent: unpacking (the worker process writes into `staging()`), mounting, and reference counts: the parent
