@@ -45,7 +45,8 @@ class Engine:
         self.run_dir = base / "run"
         self.socket = base / "tare.sock"
         self.log = base / "tared.log"
-        self.parent = "/tare"
+        self.parent = f"/{base.name}"
+        """Cgroups of its own: other daemons on this machine are not this ledger's business."""
         self.process: subprocess.Popen[bytes] | None = None
 
     # -- daemon ----------------------------------------------------------------------------------------------------
@@ -54,8 +55,9 @@ class Engine:
         command = [
             str(BIN / "tared"), "--data-root", str(self.data), "--exec-root", str(self.run_dir),
             "--pidfile", str(self.base / "tared.pid"), "-H", f"unix://{self.socket}",
-            "--config-file", str(self.base / "daemon.json"), *options,
+            "--config-file", str(self.base / "daemon.json"), "--cgroup-parent", self.parent, *options,
         ]  # fmt: skip
+        (self.base / "daemon.json").touch()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         if wait:
@@ -158,16 +160,26 @@ class Engine:
             ["find", "/sys/fs/cgroup", "-mindepth", "3", "-path", f"*{self.parent}/*", "-type", "d"],
             capture_output=True, text=True, check=False,
         ).stdout.split()  # fmt: skip
-        processes = [
-            name for name in os.listdir("/proc") if name.isdigit() and _comm(name) in ("tare-shim", "tare-exec")
-        ]
+        shims = [name for name in os.listdir("/proc") if name.isdigit() and _comm(name) == "tare-shim"]
         run = self.run_dir / "containers"
         return {
             "mounts": sorted(m for m in mounts if str(self.base) in m),
             "cgroups": sorted(cgroups),
-            "processes": sorted(p for p in processes if not _is_spare(p)),
+            "processes": sorted(shim for shim in shims if self._watches_ours(shim)),
             "run": sorted(os.listdir(run)) if run.exists() else [],
         }
+
+    def _watches_ours(self, shim: str) -> bool:
+        """Whether a shim's pidfd is of a process in our cgroups, or of one that is gone."""
+        try:
+            for name in os.listdir(f"/proc/{shim}/fdinfo"):
+                info = Path(f"/proc/{shim}/fdinfo/{name}").read_text()
+                if "\nPid:" in info:
+                    pid = info.split("\nPid:")[1].split()[0]
+                    return pid == "-1" or f"{self.parent}/" in Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            pass
+        return False
 
     def settle(self, before: dict[str, list[str]], seconds: float = 10) -> None:
         """AssertionError naming what is still there after `seconds`."""
@@ -184,11 +196,6 @@ def _comm(pid: str) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-
-
-def _is_spare(pid: str) -> bool:
-    """The zygote's child that waits for a job is named as the zygote, never as a shim."""
-    return _comm(pid) == "tare-zygote"
 
 
 @pytest.fixture(scope="session")

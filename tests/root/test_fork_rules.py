@@ -141,6 +141,7 @@ def trapped(engine: Engine) -> Iterator[str]:
 
 
 def marks(engine: Engine) -> list[Path]:
+    """In the writable layers, so no container may have been removed yet; and on the host."""
     return [*engine.data.glob("snapshots/*/fs/executed-by-the-engine"), *Path("/").glob("executed-by-the-engine")]
 
 
@@ -157,7 +158,8 @@ def test_trap_would_spring(engine: Engine, trapped: str) -> None:
 @pytest.mark.parametrize("workdir", ["/", "/work", "/new/directory"])
 def test_image_cannot_supply_a_module(engine: Engine, trapped: str, workdir: str) -> None:
     """On the straight path and on each way out of it, where an error has to be put into words."""
-    run = ("run", "--rm", "-w", workdir)
+    engine.docker_rm_all()
+    run = ("run", "-w", workdir)
     assert engine.docker(*run, trapped, "/bin/cat", "/etc/group").returncode == 0
     assert engine.docker(*run, "-t", "-u", "worker:worker", trapped, "/bin/true").returncode == 0
     for wrong, code in (
@@ -173,6 +175,7 @@ def test_image_cannot_supply_a_module(engine: Engine, trapped: str, workdir: str
     ):
         done = engine.docker(*run, *wrong, check=False)
         assert done.returncode in (code, 125, 126, 127) and done.returncode, (wrong, done.stderr)
+    assert len(list(engine.data.glob("snapshots/*/work"))) >= 11, "the control: all layers are still there"
     assert marks(engine) == []
 
 
@@ -184,8 +187,8 @@ def test_image_cannot_supply_a_module_to_an_exec(engine: Engine, trapped: str) -
         command = options if not options[0].startswith("-") else ()
         flags = options if not command else ()
         assert engine.docker("exec", *flags, container, *(command or ("/bin/true",)), check=False).returncode
-    engine.docker("rm", "-f", container)
     assert marks(engine) == []
+    engine.docker("rm", "-f", container)
 
 
 # -- rule 3: a sealed self ---------------------------------------------------------------------------------------------

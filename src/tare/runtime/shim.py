@@ -1,4 +1,4 @@
-"""One process per container, between it and whatever daemon there is: output, input, exit code (what conmon does for podman).
+"""One process per container, between it and whatever daemon there is: output, input, exit code.
 
 Forked from the zygote, so it costs its private pages only; that is why another process, its child, does the start
 (starter.py): every object that code touches is a page un-shared for good. Host root, own session, one thread, one epoll
