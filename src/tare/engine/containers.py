@@ -28,9 +28,11 @@ from tare.engine.model import Bundle, Container, ContainerSpec, ExitStatus, LogC
 from tare.engine.rows import Rows
 from tare.engine.shims import Client, Shims, detach_sequence
 from tare.errors import Conflict, EngineError, Invalid, NotFound, Unavailable, Unsupported
+from tare.oci import platform
 
 if TYPE_CHECKING:
     from tare.db import Database
+    from tare.oci.image import ImageConfig
     from tare.store.images import Images
     from tare.store.paths import Layout
     from tare.store.snapshots import Snapshots
@@ -97,6 +99,7 @@ class Containers:
         """`name` "" = one is found. NotFound for the image, Conflict for the name, Invalid for the rest."""
         given = names.check(name) if name else ""
         image = self._images.resolve(spec.image)
+        _check_platform(spec, image.config)
         merged, args = plan.merge(spec, image.config)
         merged, warnings = limits.check(self._with_defaults(merged), self.host)
         container = Container(
@@ -404,6 +407,17 @@ def _check_network(name: str) -> None:
 def _donor_ref(spec: ContainerSpec, kind: str) -> str:
     mode = str(getattr(spec.namespaces, kind))
     return mode.removeprefix("container:") if mode.startswith("container:") else ""
+
+
+def _check_platform(spec: ContainerSpec, config: ImageConfig) -> None:
+    """NotFound in Docker's words if the image is not what --platform asks for, Invalid if that is no platform."""
+    if not spec.platform:
+        return
+    offered = platform.Platform(config.os, config.architecture, config.variant)
+    if platform.preference(platform.parse(spec.platform), offered) is None:
+        raise NotFound(
+            f"image with reference {spec.image} was found but does not provide the specified platform ({spec.platform})"
+        )
 
 
 def _new_id() -> str:
