@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 from tare import __version__
@@ -78,15 +78,6 @@ class Host(NamedTuple):
     scheme: str
     path: str
     port: int = 0
-
-    @property
-    def loopback(self) -> bool:
-        if self.path == "localhost":
-            return True
-        try:
-            return ip_address(self.path).is_loopback
-        except ValueError:
-            return False
 
 
 @dataclass(kw_only=True)
@@ -314,7 +305,7 @@ def check(settings: Settings) -> None:
     if settings.tlsverify and not certificates:
         raise Invalid("--tlsverify needs --tlscacert, --tlscert and --tlskey")
     for host in settings.hosts:
-        if host.scheme == "tcp" and not settings.tlsverify and not host.loopback:
+        if host.scheme == "tcp" and not settings.tlsverify:
             raise Invalid(
                 f"listen on tcp://{host.path}:{host.port}: refused without --tlsverify, as whoever reaches it is root"
             )

@@ -224,7 +224,7 @@ class House:
             return [f"{name}:{port}" for name, port in await server.start_tcp(host.path, host.port, context)]
         fds = activated(os.environ, os.getpid(), host.path)
         for fd in fds:
-            await server.from_fd(fd)
+            await server.from_fd(fd, context)
         return [f"fd {fd}" for fd in fds]
 
     async def warm(self) -> None:

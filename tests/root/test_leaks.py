@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -165,6 +166,23 @@ def test_refused_starts_leave_nothing_behind(engine: Engine) -> None:
     until(lambda: len(traces.shims(engine.base)) == shims, "their shims are gone")
     zygote = traces.zygote(engine.pid)
     until(lambda: len(traces.children(zygote)) == 1, "one child waits")
+
+
+def test_start_is_repeated_when_its_starter_is_killed_half_way(engine: Engine) -> None:
+    """It is held up where it opens the log, which is a pipe that nobody reads: its socket and its names exist by then."""
+    container = engine.docker("create", "busybox", "sleep", "1000").stdout.strip()
+    pipe = engine.data / "containers" / container / f"{container}-json.log"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["docker", "start", container], env=engine.environment(), stdout=subprocess.DEVNULL) as client:
+        shim = int(until(lambda: traces.read(engine.run_dir / "containers" / container / "shim"), "its shim").split()[0])
+        starter = until(lambda: traces.children(shim), "its starter")[0]
+        until(lambda: traces.stat(starter)[0] == "S", "it waits")
+        pipe.unlink()
+        os.kill(starter, signal.SIGKILL)
+        assert client.wait(30) == 0
+    assert engine.inspect(container)["State"]["Running"]
+    engine.docker("rm", "-f", container)
+    until(lambda: not remains(engine, container) and not traces.alive(shim), "nothing is left")
 
 
 @pytest.mark.parametrize(("count", "byte"), [(24_000, b"x"), (24_000, b"\x01"), (24_000, b"\xff")])

@@ -39,8 +39,9 @@ def test_version_is_the_project_s() -> None:
 
 def test_spellings_of_options() -> None:
     settings = load(
-        "-H", "fd://", "-H=unix:///a", "--host=tcp://127.0.0.1:1", "-Htcp://[::1]:2", "--data-root", "/d", "-D"
-    )
+        "-H", "fd://", "-H=unix:///a", "--host=tcp://127.0.0.1:1", "-Htcp://[::1]:2", "--data-root", "/d", "-D",
+        "--tlsverify", "--tlscacert=/ca", "--tlscert=/cert", "--tlskey=/key",
+    )  # fmt: skip
     assert settings.hosts == [Host("fd", ""), Host("unix", "/a"), Host("tcp", "127.0.0.1", 1), Host("tcp", "::1", 2)]
     assert settings.data_root == "/d"
     assert settings.level == "debug"
@@ -133,6 +134,8 @@ def test_option_on_both_sides(tmp_path: Path) -> None:
         (["-H", "tcp://0.0.0.0:2375"], "refused without --tlsverify"),
         (["-H", "tcp://:2375"], "refused without --tlsverify"),
         (["-H", "tcp://example.org:2375"], "refused without --tlsverify"),
+        (["-H", "tcp://127.0.0.1:2375"], "refused without --tlsverify"),
+        (["-H", "tcp://localhost:2375"], "refused without --tlsverify"),
         (["--tlsverify"], "--tlsverify needs"),
     ],
 )

@@ -161,22 +161,6 @@ def test_date() -> None:
     assert head.date(784111777) == b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
 
 
-@pytest.mark.parametrize(
-    ("headers", "foreign"),
-    [
-        ({"host": "localhost:2375"}, False),
-        ({"host": "127.0.0.1:2375"}, False),
-        ({"host": "[::1]:2375", "origin": "http://[::1]:2375"}, False),
-        ({"host": "evil.example"}, True),
-        ({"host": ""}, True),
-        ({"host": "localhost:2375", "origin": "http://evil.example"}, True),
-        ({"host": "localhost:2375", "origin": "null"}, True),
-    ],
-)
-def test_requests_of_other_sites(headers: dict[str, str], foreign: bool) -> None:
-    assert head.foreign(headers) is foreign
-
-
 def test_json_response() -> None:
     answer = json_response({"a": 1}, 201)
     assert (answer.status, answer.body, answer.content_type) == (201, b'{"a":1}\n', "application/json")

@@ -59,7 +59,8 @@ async def shout(request: Request) -> Answer:
     return Hijack(run)
 
 
-def test_tls(certificate: tuple[str, str]) -> None:
+@pytest.mark.parametrize("handed_in", [False, True])
+def test_tls(certificate: tuple[str, str], handed_in: bool) -> None:
     cert, key = certificate
     router = Router()
     router.add("GET", "/_ping", ping)
@@ -68,7 +69,13 @@ def test_tls(certificate: tuple[str, str]) -> None:
     async def main() -> None:
         server = Server(router, error=lambda error: Response(500))
         settings = Settings(tlsverify=True, tlscacert=cert, tlscert=cert, tlskey=key)
-        ((host, port),) = await server.start_tcp("127.0.0.1", 0, daemon._tls(settings))
+        context = daemon._tls(settings)
+        if handed_in:
+            listener = socket.create_server(("127.0.0.1", 0))
+            host, port = listener.getsockname()
+            await server.from_fd(listener.detach(), context)
+        else:
+            ((host, port),) = await server.start_tcp("127.0.0.1", 0, context)
 
         async def connect(*, identify: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
             context = client_context(cert, key, identify=identify)

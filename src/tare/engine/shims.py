@@ -437,7 +437,7 @@ class Shims:
     async def _send(self, job: dict[str, Any], clients: Sequence[Client]) -> Shim:
         """A process of its own for the job, ready for Go.
 
-        One retry: a zygote that died is replaced, and a job that never became a shim left nothing behind.
+        One retry: a zygote that died is replaced, and of a job that was never ready nothing runs.
         """
         job = {**job, "attach": [client.wire for client in clients]}
         try:
@@ -457,6 +457,9 @@ class Shims:
                 if last:
                     raise Unavailable(f"cannot start a process: {error}") from None
                 log.warning("start repeated: %s", error)
+                # A starter that was killed half-way has made its socket; a cgroup is simply used again.
+                if job["type"] == "run":
+                    Path(job["dir"], "shim.sock").unlink(missing_ok=True)
             except BaseException:
                 shim.close()
                 raise

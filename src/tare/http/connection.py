@@ -60,9 +60,9 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """One client. `guarded` for listeners that browsers can reach: Host and Origin are checked."""
+    """One client."""
 
-    def __init__(self, server: Server, *, guarded: bool, tls: bool) -> None:
+    def __init__(self, server: Server, *, tls: bool) -> None:
         self.server = server
         self.tls = tls
         self.transport: Transport = cast(Transport, None)
@@ -76,7 +76,6 @@ class Connection(asyncio.Protocol):
         """The task serves only the client's wish to read on: a Stream."""
         self.gone = False
         self.peer = Peer()
-        self._guarded = guarded
         self._family = socket.AF_UNSPEC
         self._scanned = 0
         self._parser: h11.Connection | None = None
@@ -227,8 +226,6 @@ class Connection(asyncio.Protocol):
         if event.http_version not in (b"1.1", b"1.0"):
             raise HttpError(505, "only HTTP/1.1 is spoken here")
         headers = head.header_map(event.headers)
-        if self._guarded and head.foreign(headers):
-            raise HttpError(403, "requests from other sites are not allowed")
         target = event.target.decode("ascii")
         path, query = head.decode_target(target)
         method = event.method.decode("ascii")

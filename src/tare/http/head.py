@@ -10,12 +10,11 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from ipaddress import ip_address
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from tare.http.message import HttpError
 
-__all__ = ["check", "check_lines", "date", "decode_target", "foreign", "header_map", "lines", "status_line"]
+__all__ = ["check", "check_lines", "date", "decode_target", "header_map", "lines", "status_line"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
 _FOLD = re.compile(rb"\r\n[ \t]")
@@ -69,22 +68,6 @@ def decode_target(target: str) -> tuple[str, str]:
         if _CONTROL.search(path):
             raise HttpError(400, "malformed request: control character in the path")
     return path or "/", query
-
-
-def foreign(headers: Mapping[str, str]) -> bool:
-    """True if a browser on another site seems to be the caller: for TCP listeners only.
-
-    The Host must be an address or localhost, else a rebound DNS name could reach us; an Origin must name that Host.
-    """
-    host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        if name != "localhost":
-            ip_address(name)
-    except ValueError:
-        return True
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != host
 
 
 def status_line(status: int) -> bytes:

@@ -63,13 +63,13 @@ class Server:
         """Listens on `path`, group `gid` (-1 = the process's). Raises Conflict, Denied, OSError as listen.bind_unix."""
         sock = bind_unix(path, mode, gid)
         self._paths.append((path, os.stat(path).st_ino))
-        await self._listen(sock, guarded=False, context=None)
+        await self._listen(sock, None)
 
-    async def start_tcp(self, host: str, port: int, context: tls.SSLContext | None = None) -> list[tuple[str, int]]:
+    async def start_tcp(self, host: str, port: int, context: tls.SSLContext) -> list[tuple[str, int]]:
         """Listens on every address of `host` ("" = all); returns the addresses bound. Raises OSError."""
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(
-            lambda: Connection(self, guarded=context is None, tls=context is not None),
+            lambda: Connection(self, tls=True),
             host or None,
             port,
             ssl=context,
@@ -79,16 +79,24 @@ class Server:
         return [sock.getsockname()[:2] for sock in listener.sockets]
 
     async def from_fd(self, fd: int, context: tls.SSLContext | None = None) -> None:
-        """Takes over a listening socket (socket activation). Raises Invalid if it is none."""
-        sock = inherit(fd)
-        await self._listen(sock, guarded=sock.family != socket.AF_UNIX and context is None, context=context)
+        """Takes over a listening socket (socket activation). Raises Invalid if it is none, or TCP without `context`.
 
-    async def _listen(self, sock: socket.socket, *, guarded: bool, context: tls.SSLContext | None) -> None:
+        A unix socket is served without TLS, as dockerd does: its permissions are its guard.
+        """
+        sock = inherit(fd)
+        if sock.family == socket.AF_UNIX:
+            context = None
+        elif context is None:
+            sock.close()
+            raise Invalid(f"listen on fd {fd}: TCP is refused without --tlsverify, as whoever reaches it is root")
+        await self._listen(sock, context)
+
+    async def _listen(self, sock: socket.socket, context: tls.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         self._listeners.append(
             await create(
-                lambda: Connection(self, guarded=guarded, tls=context is not None),
+                lambda: Connection(self, tls=context is not None),
                 sock=sock,
                 ssl=context,
                 backlog=512,

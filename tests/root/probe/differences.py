@@ -70,6 +70,11 @@ IMAGE = rows(
 )
 
 _MASKED = "acpi|asound|interrupts|kcore|keys|latency_stats|sched_debug|scsi|timer_list|timer_stats"
+_SHOWN = (
+    "bus/input/devices bus/pci/devices config.gz diskstats dma fs/ext4 iomem ioports irq/default_smp_affinity kallsyms "
+    "key-users kpagecount kpageflags mdstat modules pagetypeinfo partitions schedstat slabinfo version_signature "
+    "vmallocinfo"
+)
 _MOUNTED = (
     r"(/|/dev|/dev/mqueue|/dev/pts|/dev/shm|/etc/hostname|/etc/hosts|/etc/resolv\.conf|/proc|/sys/fs/cgroup)\(\w+,rw\)"
     r"|(/probe\.sh|/proc/(bus|fs|irq|sys|sysrq-trigger)|/sys|/sys/fs/cgroup(/[\w,]+)?)\(\w+,ro\)"
@@ -77,25 +82,25 @@ _MOUNTED = (
 )
 HOST = rows(
     ("speculation.*", r"[\w ;:,]*", "the processor"),
-    ("lsm.current", r"(\S+ \((enforce|complain)\))?", "the LSM of the host"),
+    ("lsm.current", "unconfined", "on a host with AppArmor: there is no profile of ours"),
     ("rlimits", r"(\w+:\w+/\w+ )*core_file_size:\w+/\w+ (\w+:\w+/\w+ )+", "the daemon's own limits"),
     ("mnt./etc/*", r"\w+ rw,.*", "the file system of the data root"),
-    ("mnt./proc/*", r"none |tmpfs r[ow],\S*|proc ro,\S*", "files this kernel has are masked or read-only"),
-    ("mnt./sys/*", r"none |tmpfs ro,\S*", "directories this kernel has are masked"),
+    *[(f"mnt./proc/{name}", r"none |tmpfs r[ow],\S*", "masked if this kernel has it") for name in _MASKED.split("|")],
+    *[(f"proc.{name}", "ENOENT|read:empty|dir:0", "masked if this kernel has it") for name in _MASKED.split("|")],
+    *[(f"proc.{name}", r"ENOENT|E\w+|read:\w+|dir:\d+", "what this kernel shows") for name in _SHOWN.split()],
+    ("mnt./proc/sysrq-trigger", r"none |proc ro,\S*", "read-only if this kernel has it"),
+    ("proc.sysrq-trigger", "ENOENT|EACCES|EIO|read:empty", "write-only"),
+    ("proc.*.open", "ENOENT|EROFS|EPERM|EACCES", "no such file in this kernel, or refused"),
+    ("mnt./sys/firmware", r"none |tmpfs ro,\S*", "masked if this kernel has it"),
+    ("mnt./sys/devices/virtual/powercap", r"none |tmpfs ro,\S*", "masked if this kernel has it"),
     ("mnt.all", rf"(({_MOUNTED}) )+", "masks of what this kernel has"),
     ("mnt.count", r"\d+", "masks of what this kernel has"),
     ("mnt.thermal_throttle_masked", r"\d+", "one for each processor that has it"),
-    *[(f"proc.{name}", "ENOENT|read:empty|dir:0", "masked, or not in this kernel") for name in _MASKED.split("|")],
-    ("proc.scsi/scsi", "ENOENT", "masked, or not in this kernel"),
-    ("proc.sysrq-trigger", "ENOENT|EACCES|EIO|read:empty", "write-only"),
-    ("proc.*.open", "ENOENT|EROFS|EPERM|EACCES|OK", "see the invariants for what is masked"),
-    ("proc.*", r"ENOENT|EACCES|EPERM|read:\w+|dir:\d+", "what this kernel shows to everybody"),
-    ("sysctl.*.write", "ENOENT|EROFS", "not in this kernel"),
+    ("sysctl.*.write", "ENOENT|EROFS", "no such file in this kernel, or read-only"),
     ("sysctl.*", r"[\d ]*", "taken over from the host's network namespace or kernel"),
-    ("sys.*.write", "ENOENT|EROFS", "not in this kernel"),
+    ("sys.*.write", "ENOENT|EROFS", "no such file in this kernel, or read-only"),
     ("sys.devices/virtual/powercap", "entries:0", "masked"),
     ("sys.kernel/*", r"ENOENT|entries:\d+", "what this kernel has"),
-    ("sys.module", r"ENOENT|entries:\d+", "what this kernel has"),
     ("sys.fs/*", r"ENOENT|entries:\d+", "what this kernel has"),
     ("net.resolv", r"((nameserver|search|domain|options)?:\d+ )+", "lines of the host's file"),
 )
@@ -163,6 +168,7 @@ MODES = {
             ("cap.bounding.names", ".*sys_admin.*", "all that the daemon has"),
             ("seccomp.mode", "0", "no filter"),
             ("seccomp.filters", "0", "no filter"),
+            ("oom_score_adj.lowe?", "OK", "if the daemon has CAP_SYS_RESOURCE"),
             ("lsm.curren?", ".*", "unconfined"),
             ("unshare.*", "OK", "no filter"),
             ("sethostname", "OK", "its own name"),
@@ -184,8 +190,8 @@ MODES = {
         rows(
             ("ns.net", "host", "asked for"),
             ("hostname.is_id", "no", "the host's name"),
-            ("sysctl.net/*", ".*", "the host's own"),
-            ("net.ifaces", ".*", "the host's"),
+            ("sysctl.net/*", r"[\d ]*", "the host's own; not writable either"),
+            ("net.iface?", ".*", "the host's"),
             ("net.eth0.*", ".*", "the host's"),
             ("net.route?", ".*", "the host's"),
             ("net.inet?", ".*", "the host's"),

@@ -150,7 +150,7 @@ for m in / /proc /dev /dev/pts /dev/shm /dev/mqueue /dev/console /sys /sys/fs/cg
     /sys/firmware /sys/devices/virtual/powercap /run /run/.containerenv /run/secrets; do
     p "mnt.$m" "$(mount_of $m | awk '{print $1, $2}')"
 done
-p mnt.dev.opts "$(mount_of /dev | cut -d' ' -f3- | sed 's/inode64,\?//')"
+p mnt.dev.opts "$(mount_of /dev | cut -d' ' -f3- | sed 's/,inode64//')"
 p mnt.shm.opts "$(mount_of /dev/shm | cut -d' ' -f3- | sed 's/,inode64//')"
 p mnt.devpts.opts "$(mount_of /dev/pts | cut -d' ' -f3-)"
 p mnt.propagation "$(awk '{for(i=7;i<=NF&&$i!="-";i++) print $i}' /proc/self/mountinfo | sed 's/:.*//' | sort | uniq -c |
@@ -239,10 +239,11 @@ for s in net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start net/ipv4/
     net/ipv4/conf/all/rp_filter net/core/somaxconn kernel/shmmax kernel/msgmax; do
     p sysctl.$s "$(cat /proc/sys/$s 2>/dev/null | tr -s '\t' ' ')"
 done
-for f in firmware/dmi firmware/efi devices/virtual/powercap kernel/security kernel/debug kernel/tracing module fs/bpf \
-    fs/fuse fs/selinux; do
+for f in firmware/dmi firmware/efi devices/virtual/powercap kernel/security kernel/debug kernel/tracing fs/bpf fs/fuse \
+    fs/selinux; do
     [ -e /sys/$f ] && p sys.$f "entries:$(ls -A /sys/$f 2>/dev/null | wc -l)" || p sys.$f ENOENT
 done
+p info.sys.module "entries:$(ls -A /sys/module 2>/dev/null | wc -l)"
 for f in kernel/uevent_helper kernel/mm/transparent_hugepage/enabled power/state kernel/profiling class/net/lo/mtu \
     devices/system/cpu/smt/control; do
     p sys.$f.write "$(openw /sys/$f)"
