@@ -49,9 +49,10 @@ class JsonFile(NoLog):
 
     def reopen(self) -> None:
         """Append to whatever file has the name now."""
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            os.close(self._fd)  # only now: a number closed too early may be a client's socket by the next write
+        self._fd = fd
         self._size = os.fstat(self._fd).st_size
 
     def write(self, stream: int, data: bytes) -> None:
@@ -62,13 +63,15 @@ class JsonFile(NoLog):
         while start < end:
             stop = data.index(b"\n", start) + 1
             while stop - start > _ENTRY:
-                lines.append(data[start : start + _ENTRY])
-                start += _ENTRY
+                cut = _cut(data, start)
+                lines.append(data[start:cut])
+                start = cut
             lines.append(data[start:stop])
             start = stop
         while len(data) - start >= _ENTRY:
-            lines.append(data[start : start + _ENTRY])
-            start += _ENTRY
+            cut = _cut(data, start)
+            lines.append(data[start:cut])
+            start = cut
         self._pending[stream] = data[start:]
         if lines:
             self._emit(stream, lines)
@@ -120,6 +123,17 @@ class JsonFile(NoLog):
                 lines, self._pending[stream] = [self._pending[stream]], b""
                 self._emit(stream, lines)
         os.close(self._fd)
+
+
+def _cut(data: bytes, start: int) -> int:
+    """Where an entry of at most 16 KiB ends: in front of a UTF-8 character that would be cut in two."""
+    end = start + _ENTRY
+    for back in range(1, 4):
+        byte = data[end - back]
+        if byte & 0xC0 != 0x80:  # the first byte of the last character: does all of it fit?
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return end - back if length > back else end
+    return end
 
 
 def open_log(driver: str, path: str, max_size: int, max_file: int) -> NoLog:

@@ -73,6 +73,9 @@ class Cgroup(Protocol):
         """A descriptor that turns readable at an OOM kill, and perhaps else: read 4096 bytes and compare `oom_kills()`.
         Not blocking; None if the kernel offers none; the caller closes it."""
 
+    def oom_news(self, fd: int, seen: int) -> int:
+        """After a wake-up of `oom_fd()`: how many kills there are to tell of, given those told (`seen`)."""
+
     def oom_kills(self) -> int:
         """How many processes the OOM killer took so far; read it before `delete`."""
 

@@ -304,6 +304,12 @@ class Cgroup:
             os.close(control)
         return event
 
+    def oom_news(self, fd: int, seen: int) -> int:
+        if self._leaf("memory") is None and self.unified:
+            return self.unified.oom_news(fd, seen)
+        os.read(fd, 4096)
+        return seen + 1  # the eventfd comes just before the kill is counted
+
     def oom_kills(self) -> int:
         directory = self._leaf("memory")
         if directory is None:

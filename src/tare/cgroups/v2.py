@@ -233,6 +233,10 @@ class Cgroup:
             raise OSError(number, "inotify_add_watch", file)
         return fd
 
+    def oom_news(self, fd: int, seen: int) -> int:
+        os.read(fd, 4096)
+        return self.oom_kills()
+
     def oom_kills(self) -> int:
         return stats.keyed(f"{self.directory}/memory.events").get("oom_kill", 0)
 

@@ -7,6 +7,7 @@ import os
 import socket
 from array import array
 from collections.abc import Sequence
+from errno import EINVAL
 
 from . import jsontext
 
@@ -18,6 +19,8 @@ __all__ = ["Channel", "memfd_sealed"]
 
 _FRAME = 192 * 1024
 _FDS = 64
+_MFD_EXEC = 0x10
+"""Linux 6.3: executable even where vm.memfd_noexec says that memfds are not."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -101,7 +104,13 @@ class Channel:
 
 def memfd_sealed(name: str, data: bytes) -> int:
     """An anonymous file with `data` that nobody can change any more (memfd_create(2), F_SEAL_*). O_CLOEXEC."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        fd = os.memfd_create(name, flags)
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

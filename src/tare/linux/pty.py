@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import termios
 from struct import pack
 
-__all__ = ["get_size", "open_peer", "set_controlling", "set_size", "unlock"]
+from . import libc
+
+__all__ = ["get_size", "open_pair", "open_peer", "set_controlling", "set_size", "unlock"]
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
@@ -16,6 +20,21 @@ _TIOCGPTPEER = 0x5441
 def unlock(master: int) -> None:
     """unlockpt(3)."""
     fcntl.ioctl(master, _TIOCSPTLCK, pack("i", 0))
+
+
+def open_pair(root: int, rows: int, columns: int) -> tuple[int, int]:
+    """(master, slave) of the devpts below `root`. OSError ENOTTY if its ptmx is not the device it should be (N3): a
+    file system of the container's own could answer the calls below with any descriptor."""
+    master = libc.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    found = os.fstat(master)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(5, 2):
+        raise OSError(errno.ENOTTY, "what is there is not the pty multiplexer", "/dev/pts/ptmx")
+    os.set_blocking(master, True)
+    unlock(master)
+    slave = open_peer(master)
+    if rows and columns:
+        set_size(slave, rows, columns)
+    return master, slave
 
 
 def open_peer(master: int) -> int:

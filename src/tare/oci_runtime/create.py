@@ -15,7 +15,7 @@ from errno import ENXIO
 from typing import Any
 
 from tare.cgroups import api as cgroups
-from tare.linux import proc
+from tare.linux import libc, proc
 from tare.linux.fds import Channel
 from tare.runtime import launch, shim, starter, zygote
 
@@ -31,6 +31,22 @@ CREATE_FLAGS = {"no-pivot": "no-pivot", "no-new-keyring": "no-new-keyring", "no-
 
 
 # -- create, start, run --------------------------------------------------------------------------------------------
+
+
+def _refuse_unsupported(config: Mapping[str, Any], process: Mapping[str, Any], linux: Mapping[str, Any]) -> None:
+    """What would be a promise not kept, security above all."""
+    for section, names in (
+        (process, ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority")),
+        (linux, ("mountLabel", "personality", "intelRdt", "netDevices", "memoryPolicy")),
+    ):
+        for name in names:
+            if section.get(name):
+                raise Failed(f"{name} is not supported")
+    for mount in config.get("mounts") or []:
+        if mount.get("uidMappings") or {"idmap", "ridmap"} & set(mount.get("options") or []):
+            raise Failed(f"ID-mapped mounts are not supported: {mount['destination']}")
+    if any(n["type"] == "mount" and n.get("path") for n in linux.get("namespaces") or []):
+        raise Failed("joining a mount namespace is not supported")
 
 
 _DEFAULT_DEVICES = [
@@ -58,6 +74,7 @@ def _bundle(directory: str, identifier: str, run_dir: str, cgroup_parent: str) -
         raise Failed(f"{directory}/config.json is not a valid runtime configuration: {error!r}") from None
     if not os.path.isdir(rootfs):
         raise Failed(f"the root file system {rootfs} is not a directory")
+    _refuse_unsupported(config, process, linux)
     for point in ("createContainer", "startContainer"):
         if (config.get("hooks") or {}).get(point):
             raise Failed(f"hooks of {point} are not supported")
@@ -117,6 +134,7 @@ def _seccomp(section: Mapping[str, Any]) -> bytes:
 def create(root: str, options: Options) -> tuple[Record, int, int]:
     """(record, pidfd of init, its status pipe)."""
     identifier = options.one()
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)  # in a joined pid namespace, neighbours could trace init before execve (N5)
     check_id(identifier)
     directory = f"{root}/{identifier}"
     source = os.path.realpath(options.get("bundle", "."))
@@ -132,18 +150,9 @@ def create(root: str, options: Options) -> tuple[Record, int, int]:
         # O_RDWR: a FIFO held open for both never reads as ended, so init simply waits until `start` comes
         gate = os.open(f"{directory}/start", os.O_RDWR | os.O_CLOEXEC)
         launched, status = _launch(bundle, gate, terminal)
-        record = Record(
-            root, identifier,
-            {
-                "pid": launched.pid, "start_time": proc.start_time(launched.pid), "bundle": source,
-                "rootfs": bundle["rootfs"]["path"], "cgroup": bundle["cgroup"],
-                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "annotations": bundle["oci"].get("annotations") or {}, "process": bundle["oci"]["process"],
-                "bpf": bundle["bpf"], "hooks": bundle["oci"].get("hooks") or {},
-            },
-        )  # fmt: skip
-        record.save()
         try:
+            record = _record(root, identifier, source, bundle, launched.pid)
+            record.save()
             run_hooks(record, "prestart", "createRuntime", status="creating")
             if options.has("pid-file"):
                 shim.write_file(options.get("pid-file"), str(launched.pid).encode())
@@ -154,6 +163,17 @@ def create(root: str, options: Options) -> tuple[Record, int, int]:
         remove_directory(directory)
         raise
     return record, launched.pidfd, status
+
+
+def _record(root: str, identifier: str, source: str, bundle: dict[str, Any], pid: int) -> Record:
+    oci = bundle["oci"]
+    data = {
+        "pid": pid, "start_time": proc.start_time(pid), "bundle": source, "rootfs": bundle["rootfs"]["path"],
+        "cgroup": bundle["cgroup"], "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "annotations": oci.get("annotations") or {}, "process": oci["process"], "bpf": bundle["bpf"],
+        "hooks": oci.get("hooks") or {},
+    }  # fmt: skip
+    return Record(root, identifier, data)
 
 
 def _launch(bundle: dict[str, Any], gate: int, terminal: socket.socket | None) -> tuple[launch.Launched, int]:
@@ -175,12 +195,16 @@ def _launch(bundle: dict[str, Any], gate: int, terminal: socket.socket | None) -
     if report is not None:
         _kill_launched(launched)
         raise Failed(f"unable to start container process: {sentence(report, bundle['oci']['process']['args'])}")
-    if channel is not None and terminal is not None:
-        received = channel.recv()
-        if received is None:
-            raise Failed("the terminal did not arrive")
-        socket.send_fds(terminal, [b"/dev/ptmx"], received[1])
-        terminal.close()
+    try:
+        if channel is not None and terminal is not None:
+            received = channel.recv()
+            if received is None:
+                raise Failed("the terminal did not arrive")
+            socket.send_fds(terminal, [b"/dev/ptmx"], received[1])
+            terminal.close()
+    except BaseException:
+        _kill_launched(launched)
+        raise
     return launched, status
 
 

@@ -84,7 +84,7 @@ def _exec_process(record: Record, options: Options) -> dict[str, Any]:
         "tty": terminal, "rows": size.get("height", 0), "columns": size.get("width", 0),
         "capabilities": base.get("capabilities") or {}, "rlimits": base.get("rlimits") or [],
         "no_new_privileges": bool(base.get("noNewPrivileges")) or options.has("nnp"),
-        "bpf": record.data["bpf"],
+        "bpf": record.data["bpf"], "oom_score_adj": base.get("oomScoreAdj"),
     }  # fmt: skip
 
 

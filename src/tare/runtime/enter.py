@@ -8,14 +8,15 @@ rest through a pidfd, so that a recycled pid cannot be entered, and then walks t
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from errno import ESRCH
 
 from tare.cgroups import api as cgroups
-from tare.linux import clone, libc, proc, pty
+from tare.linux import clone, libc, passwd, proc, pty
 from tare.linux.fds import Channel
 
-from . import init, security
-from .launch import Stdio, read_bpf
+from . import init
+from .launch import Stdio, keep_only, read_bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,8 +83,13 @@ def _child(
     name: str,
 ) -> NoReturn:
     step = "enter the container"
+    tty = stdio.tty.fileno() if stdio.tty else 0
+    keep_only(0, 1, 2, container, status, stdio.stdin, stdio.stdout, stdio.stderr, tty)
     try:
         cgroup.enter()
+        if process.get("oom_score_adj") is not None:
+            with suppress(PermissionError):  # before setns: /proc is still the host's (N2)
+                proc.write("/proc/self/oom_score_adj", str(process["oom_score_adj"]).encode())
         os.setsid()
         libc.setns(container, flags)  # also makes the container's root ours: setns(2)
         if flags & libc.CLONE_NEWUSER:
@@ -91,7 +97,7 @@ def _child(
             os.setresuid(0, 0, 0)
         root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         step = "resolve the user"
-        identity = security.resolve_user(root, process.get("user") or "", list(process.get("groups") or []))
+        identity = passwd.resolve_user(root, process.get("user") or "", list(process.get("groups") or []))
         environment = init.environment(process, identity.home)
         step = "open the terminal"
         streams = (stdio.stdin, stdio.stdout, stdio.stderr)
@@ -118,11 +124,7 @@ def _oci(process: dict[str, Any]) -> dict[str, Any]:
 
 
 def _terminal(root: int, process: dict[str, Any], channel: Channel) -> int:
-    master = libc.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-    pty.unlock(master)
-    slave = pty.open_peer(master)
-    if process.get("rows") and process.get("columns"):
-        pty.set_size(slave, process["rows"], process["columns"])
+    master, slave = pty.open_pair(root, process.get("rows") or 0, process.get("columns") or 0)
     channel.send({"type": "terminal"}, [master])
     os.close(master)
     pty.set_controlling(slave)

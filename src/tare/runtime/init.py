@@ -2,12 +2,13 @@
 
 One straight path, no decision of policy: what to mount, which rights to keep is in the bundle. Imports nothing lazily:
 from `rootfs` on, the root is the image's, and an import could run the image's code as the host's root.
-Failures go up the status pipe as one JSON object {step, errno, path, message}; end of file without one *is* execve's
-success, because the pipe is O_CLOEXEC.
+Failures go up the status pipe as one JSON object {step, errno, path, message}. A line end and then the end of file *is*
+execve's success, because the pipe is O_CLOEXEC.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -16,7 +17,7 @@ from contextlib import suppress
 from errno import EACCES, EINVAL, ENOENT, ENOEXEC, ENOTDIR, EPERM, EROFS
 
 from tare.cgroups import api as cgroups
-from tare.linux import jsontext, libc, netlink, pty
+from tare.linux import jsontext, libc, netlink, passwd, pty
 from tare.linux.fds import Channel
 
 from . import rootfs, security
@@ -157,7 +158,7 @@ def main(context: Context) -> NoReturn:
 
         if context.notify_gate:
             step = "execve"
-            look_up(arguments, variables)
+            look_up(arguments, variables, process.get("cwd") or "/")
             step = "wait for the start"
             os.write(context.status, b'{"at":"gate"}\n')
         if os.read(context.gate, 1) == b"":
@@ -183,6 +184,7 @@ def _propagation(word: str) -> None:
 def _mount_root(bundle: Mapping[str, Any]) -> int:
     """The root attached somewhere private to this namespace; a readable directory descriptor of it."""
     layers = bundle["rootfs"]
+    _isolate(os.path.realpath(layers.get("path") or bundle["run_dir"]))
     if "path" in layers:
         tree = libc.open_tree(libc.AT_FDCWD, layers["path"], libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
         spot = os.open(layers["path"], os.O_PATH | os.O_CLOEXEC)
@@ -196,6 +198,17 @@ def _mount_root(bundle: Mapping[str, Any]) -> int:
     root = libc.openat2(mounted, ".", os.O_RDONLY | os.O_DIRECTORY)
     os.close(mounted)
     return root
+
+
+def _isolate(path: str) -> None:
+    """Make the mount that holds `path` private."""
+    while True:
+        try:
+            return libc.mount("none", path, "", libc.MS_PRIVATE)
+        except OSError as error:
+            if error.errno != EINVAL or path == "/":
+                raise
+        path = os.path.dirname(path)
 
 
 def _private_proc() -> int:
@@ -228,14 +241,14 @@ def _write(proc: int, name: str, value: str) -> None:
         os.close(fd)
 
 
-def _identity(root: int, bundle: Mapping[str, Any], process: Mapping[str, Any]) -> security.Identity:
+def _identity(root: int, bundle: Mapping[str, Any], process: Mapping[str, Any]) -> passwd.Identity:
     user = bundle.get("user") or ""
     given = process.get("user") or {}
     if user or "uid" not in given:
-        return security.resolve_user(root, user, list(bundle.get("groups") or []))
+        return passwd.resolve_user(root, user, list(bundle.get("groups") or []))
     # OCI: numbers are final; HOME comes from the entry with this uid, as runc does
-    home = security.resolve_user(root, str(given["uid"]), []).home
-    return security.Identity(given["uid"], given.get("gid", 0), list(given.get("additionalGids") or []), home)
+    home = passwd.resolve_user(root, str(given["uid"]), []).home
+    return passwd.Identity(given["uid"], given.get("gid", 0), list(given.get("additionalGids") or []), home)
 
 
 def environment(process: Mapping[str, Any], home: str) -> dict[str, str]:
@@ -251,12 +264,8 @@ def environment(process: Mapping[str, Any], home: str) -> dict[str, str]:
 
 def _terminal(context: Context, root: int, process: Mapping[str, Any]) -> tuple[int, int, int]:
     """A pty of the container's own devpts; its master goes to the shim, its slave becomes /dev/console and 0, 1, 2."""
-    master = libc.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-    pty.unlock(master)
-    slave = pty.open_peer(master)
     size = process.get("consoleSize") or {}
-    if size.get("height") and size.get("width"):
-        pty.set_size(slave, size["height"], size["width"])
+    master, slave = pty.open_pair(root, size.get("height") or 0, size.get("width") or 0)
     with suppress(FileNotFoundError):
         spot = rootfs.place(root, "dev/console", directory=False)
         tree = libc.open_tree(slave, "", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
@@ -274,7 +283,7 @@ def execute(
     process: Mapping[str, Any],
     arguments: list[str],
     environment: dict[str, str],
-    identity: security.Identity,
+    identity: passwd.Identity,
     *,
     bpf: bytes,
     stdio: tuple[int, int, int],
@@ -284,7 +293,7 @@ def execute(
     """The last steps, the same for init and exec: descriptors, limits, rights, execve."""
     step = "set up standard streams"
     try:
-        stdio = tuple(os.dup2(fd, 64 + n, inheritable=False) for n, fd in enumerate(stdio))  # type: ignore[assignment]
+        stdio = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio)  # type: ignore[assignment]
         for number, fd in enumerate(stdio):
             _own(fd, identity)
             os.dup2(fd, number, inheritable=True)
@@ -302,12 +311,12 @@ def execute(
         _chdir(process.get("cwd") or "/")
         os.umask(int((process.get("user") or {}).get("umask") or 0o022))
         step = "execve"
-        _execve(arguments, environment)
+        _execve(arguments, environment, status)
     except BaseException as error:
         fail(status, step, error)
 
 
-def _own(fd: int, identity: security.Identity) -> None:
+def _own(fd: int, identity: passwd.Identity) -> None:
     """The user may reopen /dev/stdout; a null device stays root's (CVE-2026-88265 is its chown)."""
     found = os.fstat(fd)
     if found.st_uid == identity.uid or (stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)):
@@ -320,12 +329,11 @@ def _own(fd: int, identity: security.Identity) -> None:
 
 
 def _chdir(path: str) -> None:
-    """As the user, through the root only; a directory outside of it is refused (CVE-2024-21626)."""
-    slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    directory = libc.open_in_root(slash, path, os.O_PATH | os.O_DIRECTORY)
-    os.fchdir(directory)
-    os.close(directory)
-    os.close(slash)
+    """As the user; a directory outside of the root, reached by a descriptor of the host's, is refused (CVE-2024-21626).
+
+    Not by openat2: the user's filter is in force and may not know it. No directory is open by now.
+    """
+    os.chdir(path)
     if not os.getcwd().startswith("/"):
         raise OSError(ENOENT, "the working directory lies outside the container's root", path)
 
@@ -337,24 +345,26 @@ def _candidates(arguments: list[str], variables: Mapping[str, str]) -> list[str]
     return [f"{directory or '.'}/{name}" for directory in variables.get("PATH", "").split(":")]
 
 
-def look_up(arguments: list[str], variables: Mapping[str, str]) -> None:
+def look_up(arguments: list[str], variables: Mapping[str, str], cwd: str) -> None:
     """Whether there is something to execute at all, for `tare-oci create`, which reports it before the start."""
     telling = OSError(ENOENT, os.strerror(ENOENT), arguments[0] if arguments else "")
     for candidate in _candidates(arguments, variables):
         with suppress(FileNotFoundError, NotADirectoryError):
-            mode = os.stat(candidate).st_mode
+            mode = os.stat(os.path.join(cwd, candidate)).st_mode
             if stat.S_ISREG(mode) and mode & 0o111:
                 return
             telling = OSError(EACCES, os.strerror(EACCES), arguments[0])
     raise telling
 
 
-def _execve(arguments: list[str], variables: dict[str, str]) -> NoReturn:
+def _execve(arguments: list[str], variables: dict[str, str], status: int) -> NoReturn:
     """execvp(3) in the container's PATH. OSError with errno of the most telling candidate and the name as typed."""
     name = arguments[0] if arguments else ""
     telling = OSError(ENOENT, os.strerror(ENOENT), name)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_DFL)
+    with suppress(OSError):
+        os.write(status, b"\n")  # an end of file without it is a process that was killed on the way
     for candidate in _candidates(arguments, variables):
         try:
             if stat.S_ISDIR(os.stat(candidate).st_mode):

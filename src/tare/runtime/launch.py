@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "launch", "read_bpf"]
+__all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "keep_only", "launch", "read_bpf"]
 
 NAMESPACES = {
     "user": libc.CLONE_NEWUSER,
@@ -117,6 +117,10 @@ def launch(
         pid, pidfd, placed = _clone(flags & ~libc.CLONE_NEWCGROUP, cgroup)
         if pid == 0:
             # Nothing of the parent's frames is used again on this side.
+            keep_only(
+                0, 1, 2, gate, status, stdio.stdin, stdio.stdout, stdio.stderr, *(fd for fd, _ in joins),
+                *(early or ()), *([stdio.tty.fileno()] if stdio.tty else []),
+            )  # fmt: skip
             try:
                 for fd, flag in joins:
                     libc.setns(fd, flag)
@@ -152,6 +156,17 @@ def launch(
         if early:
             os.close(early[1])
     return Launched(pid, pidfd, cgroup, warnings)
+
+
+def keep_only(*keep: int) -> None:
+    """Close every other descriptor: a copy of the gate's write end, of the daemon's socket or of the shim's would keep
+    its other side from ever seeing an end of file (N4)."""
+    first = 0
+    for fd in sorted(set(keep)):
+        if fd > first:
+            libc.close_range(first, fd - 1)
+        first = fd + 1
+    libc.close_range(first)
 
 
 def _flags(namespaces: Mapping[str, str]) -> int:

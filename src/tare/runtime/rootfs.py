@@ -250,13 +250,38 @@ class Bind(Op):
 
     def perform(self, at: Place) -> None:
         flags = libc.OPEN_TREE_CLONE | (libc.AT_RECURSIVE if self.flags.recursive else 0)
-        tree = libc.open_tree(libc.AT_FDCWD, self.source, flags)
+        parts = self.source.split("/", 4)  # "/proc/<pid>/root/<path>": another container's, for --ipc container:x
+        if parts[1] == "proc" and parts[3:4] == ["root"]:
+            tree = _borrow(parts[2], parts[4])
+        else:
+            tree = libc.open_tree(libc.AT_FDCWD, self.source, flags)
         try:
             directory = stat.S_ISDIR(os.fstat(tree).st_mode)
             _attach(at, tree, self.target, directory=directory)
             self.flags.apply(tree)
         finally:
             os.close(tree)
+
+
+def _borrow(pid: str, path: str) -> int:
+    """A detached copy of a mount in the namespace of `pid`, found by that process's own root (N1).
+
+    The kernel clones mounts of one's own namespace only, so it is entered for a moment (open_tree(2), EINVAL).
+    """
+    ours = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    libc.setns(theirs, libc.CLONE_NEWNS)
+    try:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        spot = libc.open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
+        os.close(root)
+        tree = libc.open_tree(spot, "", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
+        os.close(spot)
+    finally:
+        libc.setns(ours, libc.CLONE_NEWNS)
+        os.close(ours)
+        os.close(theirs)
+    return tree
 
 
 class Devices(Op):
@@ -286,13 +311,12 @@ def _null(directory: int) -> int:
     return fd
 
 
-def _node(directory: int, name: str, mode: int, device: int, host: str) -> None:
-    """mknod, or where that is forbidden (user namespace) a bind of the host's node."""
+def _node(directory: int, name: str, mode: int, device: int, host: str) -> bool:
+    """mknod, or where that is forbidden (user namespace) a bind of the host's node. Whether it was made here."""
     try:
-        os.mknod(name, mode, device, dir_fd=directory)
-        os.chmod(name, stat.S_IMODE(mode), dir_fd=directory)
+        os.mknod(name, mode, device, dir_fd=directory)  # umask is 0
     except FileExistsError:
-        return
+        return False
     except PermissionError:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory))
         spot = libc.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW)
@@ -300,6 +324,7 @@ def _node(directory: int, name: str, mode: int, device: int, host: str) -> None:
         libc.move_mount(tree, spot)
         os.close(tree)
         os.close(spot)
+    return True
 
 
 class Device(Op):
@@ -318,10 +343,8 @@ class Device(Op):
         parent, _, name = self.target.rpartition("/")
         directory = place(at.root, parent or "/", directory=True)
         try:
-            with suppress(FileNotFoundError, IsADirectoryError):
-                os.unlink(name, dir_fd=directory)
-            _node(directory, name, self.mode, self.number, self.target)
-            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+            if _node(directory, name, self.mode, self.number, self.target):
+                os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
         finally:
             os.close(directory)
 
@@ -405,13 +428,7 @@ def overlay(layers: Mapping[str, Any], target: str) -> int:
     except OSError as error:
         raise OSError(error.errno, "this kernel has no overlay file system (CONFIG_OVERLAY_FS)") from None
     try:
-        try:
-            libc.fsconfig_set_string(context, "lowerdir+", lower[0])
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            return _overlay_by_page(layers, target)
-        for path in lower[1:]:
+        for path in lower:
             libc.fsconfig_set_string(context, "lowerdir+", path)
         if upper:
             libc.fsconfig_set_string(context, "upperdir", upper)
@@ -419,6 +436,12 @@ def overlay(layers: Mapping[str, Any], target: str) -> int:
         libc.fsconfig_set_string(context, "source", "overlay")
         libc.fsconfig_create(context)
         mounted = libc.fsmount(context)
+    except OSError as error:
+        # EINVAL for an unknown word comes at once from 6.5 on, but before (legacy_parse_param) only from CREATE,
+        # E2BIG/EINVAL when the words together exceed a page.
+        if error.errno != EINVAL:
+            raise
+        return _overlay_by_page(layers, target)
     finally:
         os.close(context)
     spot = os.open(target, os.O_PATH | os.O_CLOEXEC)
@@ -475,7 +498,9 @@ def ops(oci: Mapping[str, Any], leaf: list[tuple[str, str]], *, init: str = "", 
     steps: list[Op] = []
     for entry in oci.get("mounts") or []:
         steps += _mount(entry, leaf)
-    steps += [Device(entry) for entry in linux.get("devices") or []]
+    # A bound /dev is the user's, perhaps the host's own: nothing is made in it
+    if not any(isinstance(step, Bind) and step.target == "/dev" for step in steps):
+        steps += [Device(entry) for entry in linux.get("devices") or []]
     if dockerenv:
         steps.append(Marker("/.dockerenv"))
     if init:

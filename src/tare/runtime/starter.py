@@ -72,13 +72,14 @@ class Pipes:
 
 
 def await_start(status: int) -> dict[str, Any] | None:
-    """Read init's report: None when it was closed by execve, else {step, errno, path, message}."""
+    """Read init's report: None when execve closed it, else {step, errno, path, message}."""
     data = b""
     while chunk := os.read(status, 65536):
         data += chunk
-    if not data:
-        return None
-    report = jsontext.loads(data.splitlines()[-1])
+    lines = data.splitlines()
+    if not lines or lines == [b'{"at":"gate"}']:
+        return {"step": "set up", "errno": 0, "path": "", "message": "the process was killed before it could start"}
+    report = jsontext.loads(lines[-1] or b"{}")
     return report if "step" in report else None
 
 
@@ -213,6 +214,12 @@ class Job:
         cgroup, name = hierarchy.cgroup(process["cgroup"]), os.path.basename(self.directory)
         child, pidfd, status = enter.spawn(container, pid, process, cgroup, pipes.stdio, name, sibling=True)
         pipes.close_theirs()
+        poll = select.poll()
+        poll.register(status, select.POLLIN)
+        poll.register(self.control.fileno(), 0)  # hang-up only: who gave up waiting must not find it run later
+        if all(fd != status for fd, _ in poll.poll()):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise OSError(ECANCELED, "the daemon went away")
         report = await_start(status)
         if report is not None:
             raise Refused(report)

@@ -165,6 +165,11 @@ class Streams:
                 return
             if data == b"":
                 self._half_closed(client, fd)
+        if events & select.EPOLLHUP and client.stdin and not client.eof:
+            # It left, but its last input is still in the socket: unwatched until the process has taken what is held.
+            with suppress(FileNotFoundError):
+                self._epoll.unregister(fd)
+            return
         if events & (select.EPOLLHUP | select.EPOLLERR):
             self.drop(fd)
             return
@@ -224,8 +229,12 @@ class Streams:
         if fd not in self.clients:
             return
         reads = not self._input and not client.eof
-        with suppress(FileNotFoundError):
-            self._epoll.modify(fd, (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.out else 0))
+        wanted = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.out else 0)
+        try:
+            self._epoll.modify(fd, wanted)
+        except FileNotFoundError:
+            if reads:
+                self._epoll.register(fd, wanted)
 
     def _read(self, fd: int) -> bool:
         """One chunk of output; False at its end."""
@@ -284,15 +293,19 @@ class Streams:
 
     def drain(self, deadline: float, now: Callable[[], float]) -> None:
         """After the process has ended: read its pipes to their end, or until they are empty after `deadline`."""
-        ready: list[tuple[int, int]] = [(-1, 0)]
-        while self._sources and (ready or now() < deadline):
-            if self._paused:
+        late = 16 * len(self._sources)  # chunks after the deadline: no pipe holds more than 1 MiB (pipe-max-size)
+        while self._sources and late:
+            over = now() >= deadline
+            if self._paused and not over:
                 self.flush(0.05)
                 continue
+            late -= over
             poll = select.poll()
             for fd in self._sources:
                 poll.register(fd, select.POLLIN)
             ready = poll.poll(max(0, int((deadline - now()) * 1000)))
+            if over and not ready:
+                break
             for fd, _ in ready:
                 self._read(fd)
         for fd in list(self._sources):
