@@ -9,10 +9,9 @@ Loaded into every shim: nothing but os and errno is imported, and only the imple
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Protocol
 else:
     Protocol = object  # the module typing is a third of a megabyte in every shim

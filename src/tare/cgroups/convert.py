@@ -9,10 +9,10 @@ order of writing; interdependent files (period and quota) may still be refused o
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
 Write = tuple[str, tuple[tuple[str, str], ...], str]

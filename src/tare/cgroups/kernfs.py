@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
 
 from .convert import Write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from .api import Cgroup
 
 DELETE_TIMEOUT_S = 2.0

@@ -6,13 +6,13 @@ import fcntl
 import os
 import socket
 from array import array
-from collections.abc import Sequence
 from errno import EINVAL
 
 from . import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 __all__ = ["Channel", "memfd_sealed"]

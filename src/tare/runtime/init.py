@@ -12,7 +12,6 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Mapping
 from contextlib import suppress
 from errno import EACCES, EINVAL, ENOENT, ENOEXEC, ENOTDIR, EPERM, EROFS
 
@@ -24,6 +23,7 @@ from . import rootfs, security
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, NoReturn
 
 __all__ = ["Context", "environment", "execute", "fail", "main", "reset_signals"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from errno import EBADF, EBUSY, EINVAL, ENOSYS, EOPNOTSUPP
 
@@ -21,6 +20,7 @@ from . import init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 __all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "keep_only", "launch", "read_bpf"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from contextlib import suppress
 from errno import E2BIG, EEXIST, EINVAL, ENOENT, ENOTDIR
 
@@ -18,6 +17,7 @@ from tare.linux import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 __all__ = ["Op", "Place", "known_options", "ops", "overlay", "place"]

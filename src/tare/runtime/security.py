@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
 from contextlib import suppress
 
 from tare.linux import libc, passwd, proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 __all__ = ["CAPABILITIES", "become", "capability_mask", "set_rlimits"]

@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from tare.cgroups import api as cgroups
@@ -25,6 +24,7 @@ from .streams import Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, NoReturn
 
 __all__ = ["Monitor", "exit_status", "main", "write_file"]

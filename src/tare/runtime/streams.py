@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from struct import pack
 
@@ -19,6 +18,7 @@ from tare.jsonlog import NoLog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["Client", "Streams"]
