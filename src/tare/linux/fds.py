@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from array import array
 from errno import EINVAL
+from struct import pack, unpack
 
 from . import jsontext
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["Channel", "memfd_sealed"]
+__all__ = ["Channel", "memfd_sealed", "receive", "send"]
 
 _FRAME = 192 * 1024
 _FDS = 64
@@ -55,8 +55,7 @@ class Channel:
         on a full non-blocking socket.
         """
         data = jsontext.dumps(message).encode()
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-        self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        send(self._sock, data, fds)
 
     def recv(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next frame with its descriptors (O_CLOEXEC, the caller's to close), None at the end of the stream.
@@ -100,6 +99,22 @@ class Channel:
     def detach(self) -> int:
         """The bare descriptor, no longer owned by this object."""
         return self._sock.detach()
+
+
+def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """One frame with copies of `fds` (unix(7), SCM_RIGHTS); no SIGPIPE."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
+    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+    """(data, descriptors with O_CLOEXEC, whether nothing was cut off) of one frame; no data at the end of the stream."""
+    data, ancillary, flags, _ = sock.recvmsg(_FRAME, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+    return data, fds, not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 def memfd_sealed(name: str, data: bytes) -> int:

@@ -15,7 +15,7 @@ from errno import ENXIO
 from typing import Any
 
 from tare.cgroups import api as cgroups
-from tare.linux import libc, proc
+from tare.linux import fds, libc, proc
 from tare.linux.fds import Channel
 from tare.runtime import launch, shim, starter, zygote
 
@@ -200,7 +200,7 @@ def _launch(bundle: dict[str, Any], gate: int, terminal: socket.socket | None) -
             received = channel.recv()
             if received is None:
                 raise Failed("the terminal did not arrive")
-            socket.send_fds(terminal, [b"/dev/ptmx"], received[1])
+            fds.send(terminal, b"/dev/ptmx", received[1])
             terminal.close()
     except BaseException:
         _kill_launched(launched)

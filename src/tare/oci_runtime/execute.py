@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import select
 import signal
-import socket
 from collections.abc import Sequence
 from typing import Any
 
-from tare.linux import libc, proc
+from tare.linux import fds, libc, proc
 from tare.runtime import enter, launch, shim, starter, zygote
 
 from .create import console, sentence
@@ -51,7 +50,7 @@ def execute(root: str, arguments: Sequence[str]) -> int:
         raise Failed(f"exec failed: unable to start container process: {sentence(report, process['args'])}", 255)
     if terminal is not None and pipes is not None:
         master = next(iter(pipes.ours()[0]))
-        socket.send_fds(terminal, [b"/dev/ptmx"], [master])
+        fds.send(terminal, b"/dev/ptmx", [master])
     if options.has("pid-file"):
         shim.write_file(options.get("pid-file"), str(child).encode())
     if options.has("detach"):

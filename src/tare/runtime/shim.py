@@ -18,7 +18,7 @@ from contextlib import suppress
 from tare.cgroups import api as cgroups
 from tare.jsonlog import open_log
 from tare.linux import jsontext, libc, pty
-from tare.linux.fds import Channel
+from tare.linux.fds import Channel, receive
 
 from .streams import Streams
 
@@ -215,7 +215,7 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
     """
     wire.recv(1)  # the starter has its job: from now on we may outlive the zygote
     libc.prctl(libc.PR_SET_PDEATHSIG, 0)
-    data, fds, _, _ = socket.recv_fds(wire, 192 * 1024, 64)  # MAX_FRAME and more: clients' bytes may be in it
+    data, fds, _ = receive(wire)
     wire.close()
     os.waitpid(starter, 0)
     if not data:

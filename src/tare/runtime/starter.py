@@ -16,7 +16,7 @@ from errno import EAGAIN, ECANCELED
 
 from tare.cgroups import api as cgroups
 from tare.linux import jsontext, libc, proc
-from tare.linux.fds import Channel
+from tare.linux.fds import Channel, send
 
 from . import enter
 from .launch import Launched, Stdio, abandon, launch
@@ -252,4 +252,4 @@ class Job:
         started = {"type": "started", "pid": pid, "start_time": start_time, "time_ns": now, "warnings": warnings}
         with suppress(OSError):
             self.control.send(started)
-        socket.send_fds(self.wire, ["\0".join(fields).encode()], fds + self.clients)
+        send(self.wire, "\0".join(fields).encode(), fds + self.clients)
