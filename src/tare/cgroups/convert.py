@@ -119,7 +119,8 @@ def device(major: int, minor: int) -> str:
     return f"{major}:{minor}"
 
 
-Disk = Callable[[int, int], str]
+if TYPE_CHECKING:
+    Disk = Callable[[int, int], str]
 
 
 def v1_plan(resources: Mapping[str, Any], disk: Disk = device) -> list[Write]:

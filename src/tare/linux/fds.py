@@ -63,19 +63,13 @@ class Channel:
         BlockingIOError on an empty non-blocking socket, ValueError for a frame that is no JSON object.
         """
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(_FRAME, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+            data, fds, whole = receive(self._sock)
         except ConnectionResetError:
             return None
-        fds: list[int] = []
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received = array("i")
-                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                fds.extend(received)
         if not data:
             return None
         try:
-            message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else jsontext.loads(data)
+            message = None if not whole else jsontext.loads(data)
         except ValueError:
             message = None
         if not isinstance(message, dict):
@@ -108,7 +102,7 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
-    """(data, descriptors with O_CLOEXEC, whether nothing was cut off) of one frame; no data at the end of the stream."""
+    """(data, descriptors with O_CLOEXEC, whether nothing was cut off) of a frame; no data at the end of the stream."""
     data, ancillary, flags, _ = sock.recvmsg(_FRAME, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
     for level, kind, payload in ancillary:
