@@ -6,13 +6,15 @@ import errno
 import fcntl
 import os
 import stat
-import termios
 from struct import pack
 
 from . import libc
 
-__all__ = ["get_size", "open_pair", "open_peer", "set_controlling", "set_size", "unlock"]
+__all__ = ["open_pair", "open_peer", "set_controlling", "set_size", "unlock"]
 
+# asm-generic/ioctls.h; the module termios has some of them, and is one module more in every shim
+_TIOCSCTTY = 0x540E
+_TIOCSWINSZ = 0x5414
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 
@@ -44,13 +46,8 @@ def open_peer(master: int) -> int:
 
 def set_controlling(fd: int) -> None:
     """Make `fd` the controlling terminal of this session leader."""
-    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(fd, _TIOCSCTTY, 0)
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
-
-
-def get_size(fd: int) -> tuple[int, int]:
-    rows, columns = os.get_terminal_size(fd)[::-1]
-    return rows, columns
+    fcntl.ioctl(fd, _TIOCSWINSZ, pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
