@@ -249,8 +249,8 @@ def test_descriptor_is_no_working_directory(attack: Attack, number: int) -> None
     """CVE-2024-21626."""
     path = f"/proc/self/fd/{number}"
     attack.image(symlink("w", path), WorkingDir=path)
-    attack.refused(f"{path}.*too many levels of symbolic links", "pwd")
-    attack.refused("/w.*too many levels of symbolic links", "pwd", options=("-w", "/w"))
+    attack.refused(f"{path}.*(too many levels of symbolic links|no such file)", "pwd")
+    attack.refused("/w.*(too many levels of symbolic links|no such file)", "pwd", options=("-w", "/w"))
 
 
 def test_descriptor_is_no_working_directory_of_exec(attack: Attack) -> None:

@@ -153,24 +153,28 @@ def cpu_seconds(leaf: Leaf) -> float:
     return int(leaf.read("cpuacct/cpuacct.usage", "")) / 1e9
 
 
-def share(leaf: Leaf, seconds: float) -> float:
-    """Processors used, by the kernel's counter over the kernel's clock."""
-    used, since = cpu_seconds(leaf), time.monotonic()
-    time.sleep(seconds)
-    elapsed = time.monotonic() - since
-    return (cpu_seconds(leaf) - used) / elapsed
-
-
 def test_half_a_processor_is_half_a_processor(clean: Engine) -> None:
     # A loop for each processor: on a busy machine one alone may not even get its half.
     loops = " ".join([f"({SPIN}) &"] * (os.cpu_count() or 1))
     leaf = start(clean, "spinner", "--cpus", "0.5", command=f"{loops} wait")
+    assert leaf.read("cpu/cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
     until(lambda: cpu_seconds(leaf) > 0.3)
-    used = share(leaf, 4)
-    if not 0.47 <= used <= 0.53:
-        used = share(leaf, 4)
-    assert 0.47 <= used <= 0.53
-    assert leaf.field("cpu/cpu.stat", "cpu.stat", "nr_throttled") > 0
+    for _ in range(2):
+        used, struck, since = -cpu_seconds(leaf), -throttled(leaf), time.monotonic()
+        time.sleep(4)
+        elapsed = time.monotonic() - since
+        used, struck = used + cpu_seconds(leaf), struck + throttled(leaf)
+        if 0.47 <= used / elapsed <= 0.53:
+            break
+    assert used / elapsed <= 0.53
+    # If it got less, others had the processors: each period in which the limit struck had given its 50 ms before.
+    assert used / elapsed >= 0.47 or used >= 0.94 * 0.05 * struck
+    assert throttled(leaf) > 0
+
+
+def throttled(leaf: Leaf) -> int:
+    """Periods of 100 ms that ended before their time."""
+    return leaf.field("cpu/cpu.stat", "cpu.stat", "nr_throttled")
 
 
 def test_cpuset_binds_to_one_processor(clean: Engine) -> None:
@@ -241,9 +245,12 @@ def test_write_limit_holds_for_direct_writes(clean: Engine, disk: tuple[str, str
     leaf = start(clean, "writer", "--device-write-bps", f"{node}:4mb", command=writes)
     assert str(rate) in leaf.read("blkio/blkio.throttle.write_bps_device", "io.max")
     until(lambda: written(leaf, number) > rate)
-    before, since = written(leaf, number), time.monotonic()
-    until(lambda: written(leaf, number) > before + 3 * rate)
-    measured = (written(leaf, number) - before) / (time.monotonic() - since)
+    for _ in range(2):
+        before, since = written(leaf, number), time.monotonic()
+        until(lambda: written(leaf, number) > before + 3 * rate)  # noqa: B023
+        measured = (written(leaf, number) - before) / (time.monotonic() - since)
+        if 0.8 * rate <= measured <= 1.2 * rate:
+            break
     assert 0.8 * rate <= measured <= 1.2 * rate
 
 

@@ -201,6 +201,7 @@ class Images:
         self.layout = SimpleNamespace(root=Path("/data"))
         self.snapshots = SimpleNamespace(layer_usage=lambda chain_id: (300, 3))
         self.received = b""
+        self.loads: list[str] = []
         self.messages: list[dict[str, Any]] = []
         self.failure: Exception | None = None
         self.imports: list[tuple[Any, ...]] = []
@@ -232,9 +233,11 @@ class Images:
         self.values.remove(value)
         return [*(("Untagged", tag) for tag in value.tags), ("Deleted", value.id), ("Deleted", CHAIN)]
 
-    async def load(self, reader: AsyncIterator[bytes], quiet: bool) -> AsyncIterator[dict[str, Any]]:
+    async def load(self, reader: AsyncIterator[bytes], quiet: bool, loaded: Any) -> AsyncIterator[dict[str, Any]]:
         async for piece in reader:
             self.received += piece
+        for image_id in self.loads:
+            loaded(image_id)
         for message in self.messages:
             yield message
         if self.failure is not None:
@@ -258,7 +261,7 @@ def house(*containers: Container, images: tuple[Image, ...] = ()) -> Any:
         images=Images(*(images or (image(),))),
         events=Events(),
         host=host,
-        config=SimpleNamespace(labels=("rack=7",), debug=False),
+        config=SimpleNamespace(labels=("rack=7",), debug=False, log_driver="none"),
         id="11111111-2222",
         version="9.9.9",
     )

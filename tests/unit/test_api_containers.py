@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from typing import Any
 
 import pytest
-from api_house import BODIES, IMAGE_ID, ask, call, container, house, image, running, value
+from api_house import BODIES, IMAGE_ID, Body, ask, call, container, house, image, running, value
 
 from tare import errors
+from tare.api import errors as api_errors
+from tare.api import routes
 from tare.engine.model import ContainerSpec, Exec, ExecSpec, ExitStatus, MountSpec, Namespaces, State
-from tare.http.message import Hijack, Stream
+from tare.http.message import Disconnected, Hijack, Request, Stream
 
 
 def ids(answer: Any) -> list[int]:
@@ -307,6 +310,31 @@ def test_wait_that_nobody_reads_is_cancelled() -> None:
         assert engine.containers.waiting.cancelled()
 
     asyncio.run(run())
+
+
+def test_a_wait_of_old_ends_with_its_client() -> None:
+    async def run() -> None:
+        engine = house(running())
+        body = Body(b"")
+        left = asyncio.Event()
+        body.disconnected = left.wait  # type: ignore[method-assign, assignment]
+        request = Request("POST", "/v1.29/containers/box1/wait", "/v1.29/containers/box1/wait", "", {}, body)
+        waiting = asyncio.ensure_future(routes.build(engine).match(request)(request))
+        await asyncio.sleep(0)
+        left.set()
+        with pytest.raises(Disconnected):
+            await waiting
+        assert engine.containers.waiting.cancelled()
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    for number, traces in ((errno.ENOSPC, 0), (errno.EDQUOT, 0), (errno.EIO, 1)):
+        caplog.clear()
+        answer = api_errors.response(OSError(number, "create container", '"/box"'))
+        assert answer.status == 500 and b'create container \\"/box\\": ' in answer.body
+        assert [bool(record.exc_info) for record in caplog.records] == [bool(traces)]
 
 
 def test_wait_conditions() -> None:

@@ -9,7 +9,7 @@ import pytest
 from api_house import BODIES, call, house, value
 
 from tare.api.mounts import bind, from_mount, tmpfs
-from tare.engine.model import ContainerSpec, Device, DeviceRate, HealthCheck, MountSpec, Namespaces, Ulimit
+from tare.engine.model import ContainerSpec, Device, DeviceRate, HealthCheck, LogConfig, MountSpec, Namespaces, Ulimit
 from tare.errors import Invalid
 
 
@@ -122,7 +122,9 @@ def test_inspect_gives_back_what_was_asked() -> None:
 
 def test_what_the_cli_sends_unasked_means_nothing() -> None:
     given = spec()
-    assert given == ContainerSpec(image="alpine", command=("x",), namespaces=Namespaces(network="bridge"))
+    assert given == ContainerSpec(
+        image="alpine", command=("x",), namespaces=Namespaces(network="bridge"), log=LogConfig(driver="")
+    )
 
 
 def test_anonymous_volume_stays_and_named_is_refused() -> None:
@@ -173,7 +175,7 @@ def test_volumes_from_takes_the_binds() -> None:
         ({}, {"CgroupnsMode": "odd"}, "invalid cgroup namespace mode: odd"),
         ({}, {"Runtime": "kata"}, "unknown or invalid runtime name: kata"),
         ({}, {"LogConfig": {"Type": "syslog"}}, "logger: no log driver named 'syslog' is registered"),
-        ({}, {"LogConfig": {"Type": "", "Config": {"x": "1"}}}, "unknown log opt 'x' for json-file log driver"),
+        ({}, {"LogConfig": {"Type": "json-file", "Config": {"x": "1"}}}, "unknown log opt 'x' for json-file log driver"),
         (
             {},
             {"RestartPolicy": {"Name": "odd"}},
@@ -201,6 +203,8 @@ def test_volumes_from_takes_the_binds() -> None:
             {"Mounts": [{"Type": "bind", "Source": "/no/such/place", "Target": "/t"}]},
             'invalid mount config for type "bind": bind source path does not exist: /no/such/place',
         ),
+        ({"Volumes": {"data": {}}}, {}, "invalid mount config for type \"volume\": invalid mount path: 'data' mount path must be absolute"),
+        ({"Volumes": {"": {}}}, {}, 'invalid mount config for type "volume": field Target must not be empty'),
         ({"Cmd": 5}, {}, "Expected `str | array | null`, got `int` - at `$.Cmd`"),
         ({}, {"Memory": "1g"}, "Expected `int`, got `str` - at `$.HostConfig.Memory`"),
     ],

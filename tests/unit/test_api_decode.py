@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import threading
 
+import api_house
+import msgspec
 import pytest
+from msgspec import UNSET
 
 from tare.api import decode, filters, times
+from tare.api.container_wire import CreateBody
 from tare.errors import Invalid
+from tare.http.message import HttpError, Request
 
 
 @pytest.mark.parametrize(
@@ -19,7 +27,8 @@ from tare.errors import Invalid
         ('{"a":NaN}', "NaN"),
         ('{"a":-Infinity}', "Infinity"),
         ('{"a":1e999}', "out of range"),
-        ('{"a":18446744073709551616}', "out of range"),
+        ('{"a":9223372036854775808}', "out of range"),
+        ('{"a":-9223372036854775809}', "out of range"),
         ('{"a":' + "9" * 5000 + "}", "out of range"),
         ('{"a":"\\ud800"}', "surrogate"),
         ("{} {}", "unexpected content after JSON"),
@@ -45,8 +54,50 @@ def test_pairs_of_surrogates_are_fine() -> None:
     assert decode.document('"\\ud83d\\ude00"') == "\U0001f600"
 
 
+def create_body(text: str) -> CreateBody:
+    return decode.decoded(text.encode(), CreateBody)
+
+
 def test_null_fields_are_absent_but_null_map_values_stay() -> None:
-    assert decode.document('{"Tty":null,"Labels":{"com.x":null}}') == {"Labels": {"com.x": None}}
+    body = create_body('{"Tty":null,"Labels":{"com.x":null,"Foo":null},"HostConfig":{"Sysctls":{"a.b":null},"Init":null}}')
+    assert body.tty is False and body.labels == {"com.x": None, "Foo": None}
+    assert body.host_config.sysctls == {"a.b": ""} and body.host_config.init is UNSET
+
+
+def test_names_of_members_count_in_any_case() -> None:
+    body = create_body(
+        '{"image":"a","hostconfig":{"memory":7,"RESTARTPOLICY":{"name":"always"},"Mounts":[{"type":"bind"}]},'
+        '"Labels":{"image":"b","Image":"c"},"healthcheck":{"RETRIES":2},"Unknown":{"a":1}}'
+    )
+    assert (body.image, body.labels) == ("a", {"image": "b", "Image": "c"})
+    host = body.host_config
+    assert (host.memory, host.restart_policy.name, host.mounts[0].type) == (7, "always", "bind")
+    assert body.healthcheck.retries == 2
+    with pytest.raises(Invalid, match='duplicate key "image"'):
+        create_body('{"Image":"a","image":"b"}')
+
+
+def test_a_large_body_is_decoded_in_a_thread() -> None:
+    seen = []
+
+    class Body(msgspec.Struct):
+        a: str
+
+        def __post_init__(self) -> None:
+            seen.append(threading.current_thread() is threading.main_thread())
+
+    async def main() -> None:
+        for size in (10, decode.THREAD_FROM):
+            raw = b'{"a":"%s"}' % (b"x" * size)
+            headers = {"content-type": "application/json"}
+            request = Request("POST", "/", "/", "", headers, api_house.Body(raw))
+            assert len((await decode.body(request, Body)).a) == size
+        request = Request("POST", "/", "/", "", {"content-length": str(decode.MAX_BODY + 1)}, api_house.Body(b""))
+        with pytest.raises(HttpError, match="larger than 1048576 bytes"):
+            await decode.body(request, Body)
+
+    asyncio.run(main())
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +169,12 @@ def test_until() -> None:
     assert times.until("1h30m", 10 * hour) == 10 * hour - hour * 3 // 2
     assert times.until("5", 0) == 5 * 10**9
     assert times.until("2023-11-14T22:13:20Z", 0) == 1_700_000_000 * 10**9
-    for text in ("soon", "", "1x"):
+    for text in ("soon", "", "1x", "9" * 400 + "h", "9" * 5000, "\u0661h"):
         with pytest.raises(Invalid):
             times.until(text or "-", 0)
+    for text in ("0001-01-01T00:00:00", "9999-12-31T23:59:59-12:00", "9" * 18 + "h"):
+        with contextlib.suppress(Invalid):
+            assert times.until(text, 0)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,11 @@ def test_load_streams_progress_and_errors() -> None:
     answer = call(engine, "POST", "/images/load?quiet=0", b"tar", {"content-type": "application/x-tar"})
     assert engine.images.received == b"tar"
     assert (answer.status, answer.body) == (200, b'{"stream":"Loaded image: x:latest\\n"}\r\n')
+    engine.images.loads = [IMAGE_ID, "sha256:" + "2" * 64]
+    heard = engine.events.subscribe()
+    call(engine, "POST", "/images/load", b"tar")
+    asyncio.run(heard.aclose())
+    assert [(event.action, event.actor) for event in heard._queue] == [("load", name) for name in engine.images.loads]
     engine.images.failure = errors.Invalid("not a tar")
     lines = call(engine, "POST", "/images/load", b"tar").body.splitlines()
     assert json.loads(lines[1]) == {"errorDetail": {"message": "not a tar"}, "error": "not a tar"}

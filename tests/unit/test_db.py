@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -226,3 +227,42 @@ def test_full_disk_at_backup_keeps_the_old_generation(path: Path, caplog: pytest
     db.close()
     assert "no new backup" in caplog.text
     assert path.with_name("state.db.bak").read_bytes() == before
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_ledger(db: Database, path: Path) -> None:
+    put(db, "a")
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count')[0][0]}")
+    large = "x" * (1 << 20)
+    for _ in range(2):
+        with pytest.raises(OSError) as caught, db.transaction():
+            db.execute("INSERT INTO meta VALUES ('large', ?)", (large,))
+        assert (caught.value.errno, caught.value.strerror, caught.value.filename) == (
+            errno.ENOSPC,
+            "write the ledger",
+            str(path),
+        )
+    assert keys(db) == ["a"]
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        db.execute("SELECT * FROM nowhere")
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
+def test_begin_and_commit_fail_alike(db: Database, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    real = db._connection
+
+    class Broken:
+        in_transaction = property(lambda self: real.in_transaction)
+
+        def execute(self, sql: str, params: object = ()) -> object:
+            if sql == statement:
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+                raise error
+            return real.execute(sql, params)
+
+    monkeypatch.setattr(db, "_connection", Broken())
+    with pytest.raises(OSError, match="write the ledger") as caught, db.transaction():
+        put(db, "a")
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert keys(db) == []

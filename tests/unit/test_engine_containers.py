@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -16,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
+from tare.api.errors import sentence
 from tare.db import Database
+from tare.engine import execs as execs_module
 from tare.engine import shims as shims_module
 from tare.engine.containers import Containers
 from tare.engine.engine import Config
@@ -38,8 +42,9 @@ from tare.engine.shims import Shims
 from tare.errors import Conflict, Invalid, NotFound, Unsupported
 from tare.linux import proc
 from tare.oci.image import ContainerConfig, ImageConfig, RootFs
+from tare.store import snapshots as snapshots_module
 from tare.store.paths import Layout
-from tare.store.snapshots import Snapshots
+from tare.store.snapshots import Snapshots, Usage
 
 FAKE = [
     sys.executable,
@@ -335,6 +340,97 @@ def test_attach_before_start_with_replay(tmp_path: Path) -> None:
         far.close()
         with pytest.raises(Invalid, match="Invalid detach keys"):
             house.containers.attachable("web", "ctrl-nope")
+
+    run(tmp_path, scene)
+
+
+def test_an_image_removed_by_force_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        box = await house.create("web", "sleep")
+
+        def get(self: Images, image_id: str) -> SimpleNamespace:
+            raise NotFound(f"No such image: {image_id}")
+
+        monkeypatch.setattr(Images, "get", get)
+        await house.containers.start("web")
+        assert house.containers.get(box.id).state is State.RUNNING
+        await house.containers.kill("web")
+
+    run(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "found"),
+    [
+        (LogConfig(driver=""), "none", LogConfig(driver="none")),
+        (LogConfig(driver=""), "json-file", LogConfig(options={"max-size": "10m", "max-file": "3"})),
+        (LogConfig(driver="", options={"max-size": "1m"}), "json-file", LogConfig(options={"max-size": "1m"})),
+        (LogConfig(driver="", options={"tag": "x"}), "none", LogConfig(driver="none", options={"tag": "x"})),
+        (LogConfig(driver="json-file"), "none", LogConfig(options={"max-size": "10m", "max-file": "3"})),
+    ],
+)
+def test_the_daemons_log_driver_is_for_whom_names_none(
+    tmp_path: Path, asked: LogConfig, default: str, found: LogConfig
+) -> None:
+    async def scene(house: House) -> None:
+        house.containers._config = dataclasses.replace(house.containers._config, log_driver=default)
+        assert (await house.create("web", log=asked)).spec.log == found
+        if default == "json-file":
+            with pytest.raises(Invalid, match="unknown log opt 'x' for json-file log driver"):
+                await house.create("bad", log=LogConfig(driver="", options={"x": "1"}))
+
+    run(tmp_path, scene)
+
+
+def test_create_on_a_full_disk_says_what_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        def refuse(key: str, parent: str = "") -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/snapshots/1/fs")
+
+        monkeypatch.setattr(house.snapshots, "prepare", refuse)
+        with pytest.raises(OSError) as caught:
+            await house.create("web")
+        assert sentence(caught.value) == 'create container "/web": no space left on device'
+        assert not house.containers.all() and not list(house.layout.containers.iterdir())
+
+    run(tmp_path, scene)
+
+
+def test_all_who_ask_for_a_size_share_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[Path] = []
+
+    def measure(root: Path) -> Usage:
+        walks.append(root)
+        time.sleep(0.05)
+        return Usage(5, 1)
+
+    monkeypatch.setattr(snapshots_module, "measure", measure)
+
+    async def scene(house: House) -> None:
+        box = await house.create("web")
+        leaver = asyncio.ensure_future(house.containers.size(box))
+        await asyncio.sleep(0)
+        others = asyncio.gather(*(house.containers.size(box) for _ in range(20)))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        assert await others == [(5, 1005)] * 20 and len(walks) == 1
+        await house.containers.size(box)
+        assert len(walks) == 2
+
+    run(tmp_path, scene)
+
+
+def test_an_exec_that_is_never_started_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        await house.create("web", "sleep")
+        await house.containers.start("web")
+        first = house.execs.create("web", ExecSpec(args=("x",)))
+        house.execs.create("web", ExecSpec(args=("x",)))
+        assert house.execs.get(first.id)
+        monkeypatch.setattr(execs_module, "KEPT_S", 0.0)
+        house.execs.create("web", ExecSpec(args=("x",)))
+        with pytest.raises(NotFound):
+            house.execs.get(first.id)
 
     run(tmp_path, scene)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 
 from tare.engine import events as events_module
 from tare.engine import files, names, state
-from tare.engine.events import Events, matches
+from tare.engine.events import MAX_BYTES, Events, matches
 from tare.engine.model import Container, ContainerSpec, Event, MountSpec, Namespaces, State
-from tare.errors import Conflict, Invalid, Unchanged
+from tare.errors import Conflict, Invalid, Unavailable, Unchanged
 
 
 def box(at: State) -> Container:
@@ -203,3 +204,36 @@ def test_sources_of_binds(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     with pytest.raises(Invalid, match="error while creating mount source path"):
         files.make_sources(spec(tmp_path / "f/x", create=True))
+
+
+def test_ring_and_queue_are_bounded_in_bytes() -> None:
+    async def main() -> None:
+        events = Events()
+        slow = events.subscribe()
+        labels = {str(number): "x" * 10 for number in range(10_000)}
+        for _ in range(20):
+            events.emit("container", "start", "a", labels)
+        cost = MAX_BYTES // (10_000 * 200)
+        ring = events.subscribe(since_ns=1)
+        await ring.aclose()
+        kept = [event async for event in ring]
+        assert 0 < len(kept) <= cost + 1 and all(event.attributes is labels for event in kept)
+        heard = [event async for event in slow]
+        assert len(heard) <= cost + 2 and heard[-1].action == "dropped"
+
+    asyncio.run(main())
+
+
+def test_a_file_system_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE_S", 0.05)
+    answers = threading.Event()
+
+    async def main() -> None:
+        with pytest.raises(Unavailable, match="the file system did not answer within"):
+            await files.patiently(lambda _: answers.wait(30) and None, None)
+        answers.set()
+        mount = MountSpec(type="bind", source="/no/such", target="/t")
+        with pytest.raises(Invalid, match="bind source path does not exist"):
+            await files.patiently(files.make_sources, ContainerSpec(image="x", mounts=(mount,)))
+
+    asyncio.run(main())

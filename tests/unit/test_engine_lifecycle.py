@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -114,6 +115,12 @@ def run(root: Path, scene: Callable[[House], Awaitable[None]]) -> None:
             await house.die()
 
     asyncio.run(asyncio.wait_for(play(), 30))
+
+
+async def gone(pid: int, start_time: int) -> None:
+    """SIGKILL only asks; `run` bounds the wait."""
+    while proc.is_alive(pid, start_time):
+        await asyncio.sleep(0.01)
 
 
 def test_start_stop_events_and_codes(tmp_path: Path) -> None:
@@ -266,7 +273,7 @@ def test_a_shim_that_dies_takes_its_container_along(tmp_path: Path) -> None:
         await house.lifecycle.kill(box.id, "USR1")  # the fake shim's cue to vanish
         status = await house.rows.wait(box.id)
         assert (status.code, status.error) == (137, "the container's shim died")
-        assert not proc.is_alive(before.pid, before.start_time)
+        await gone(before.pid, before.start_time)
 
     run(tmp_path, scene)
 
@@ -390,6 +397,138 @@ def test_an_answer_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run(tmp_path, scene)
 
 
+class FullDisk:
+    """Lets the ledger refuse rows while it is `full`."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self.refused = True, asyncio.Event()
+        self.saved: list[Container] = []
+        save = house.rows.save
+
+        def refuse(container: Container) -> Container:
+            if self.full:
+                self.refused.set()
+                raise OSError(errno.ENOSPC, "write the ledger", "state.db")
+            self.saved.append(container)
+            return save(container)
+
+        monkeypatch.setattr(house.rows, "save", refuse)
+
+
+def test_an_end_that_cannot_be_recorded_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle_module, "RETRY_S", 0.02)
+
+    async def scene(house: House) -> None:
+        box = house.add("sleep")
+        await house.lifecycle.start(box.id)
+        disk = FullDisk(house, monkeypatch)
+        os.kill(house.rows.get(box.id).pid, signal.SIGKILL)
+        await disk.refused.wait()
+        assert house.rows.get(box.id).state is State.RUNNING and house.rows.live(box.id).shim is not None
+        disk.full = False
+        assert (await house.rows.wait(box.id)).code == 137
+        assert house.rows.live(box.id).shim is None and not house.lifecycle.run_dir(box.id).exists()
+        assert await house.actions() == ["start", "die"]
+
+    run(tmp_path, scene)
+
+
+def test_a_pause_that_cannot_be_recorded_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        box = house.add("sleep")
+        await house.lifecycle.start(box.id)
+        shim = house.rows.live(box.id).shim
+        assert shim is not None
+        disk = FullDisk(house, monkeypatch)
+        with pytest.raises(OSError, match="write the ledger"):
+            await house.lifecycle.pause(box.id)
+        assert not (await shim.request("state"))["frozen"]
+        disk.full = False
+        await house.lifecycle.pause(box.id)
+        disk.full = True
+        with pytest.raises(OSError, match="write the ledger"):
+            await house.lifecycle.unpause(box.id)
+        assert (await shim.request("state"))["frozen"]
+        disk.full = False
+        await house.lifecycle.kill(box.id)
+
+    run(tmp_path, scene)
+
+
+def test_a_task_that_nobody_awaits_logs_what_it_did_not_foresee(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(house: House) -> None:
+        async def broken() -> None:
+            raise ZeroDivisionError
+
+        house.lifecycle.spawn(broken())
+        await house.lifecycle.settle()
+        assert "ZeroDivisionError" in caplog.text and "broken failed" in caplog.text
+
+    run(tmp_path, scene)
+
+
+def test_overlapping_restarts_keep_an_rm_container(tmp_path: Path) -> None:
+    async def scene(house: House) -> None:
+        box = house.add("sleep", auto_remove=True)
+        await house.lifecycle.start(box.id)
+        await asyncio.gather(*(house.lifecycle.restart(box.id, timeout=5) for _ in range(3)))
+        assert house.rows.live(box.id).restarting == 0 and not house.removed
+        await house.lifecycle.kill(box.id)
+        await house.lifecycle.settle()
+        assert house.removed == [box.id]
+
+    run(tmp_path, scene)
+
+
+def test_a_daemon_comes_back_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle_module, "RETRY_S", 0.02)
+
+    async def scene(house: House) -> None:
+        kept, ended, unrecorded = (house.add("sleep", letter=letter) for letter in "abc")
+        for box in (kept, ended, unrecorded):
+            await house.lifecycle.start(box.id)
+        before = house.rows.get(unrecorded.id)
+        house.save(before, state=State.EXITED)
+        house.save(before, state=State.CREATED, pid=0)
+        ended_pid = house.rows.get(ended.id).pid
+        await house.die()
+        os.kill(ended_pid, signal.SIGTERM)
+        while not (house.run_root / ended.id / "exit").exists():
+            await asyncio.sleep(0.01)
+
+        house.__dict__.update(House(house.root).__dict__)
+        disk = FullDisk(house, monkeypatch)
+        await house.adoption().run()
+        assert house.rows.live(kept.id).shim is not None
+        assert house.rows.get(ended.id).state is State.RUNNING
+        await gone(before.pid, before.start_time)  # no row says that it runs
+        disk.full = False
+        assert (await house.rows.wait(ended.id)).code == 143
+        while house.rows.get(unrecorded.id).state is not State.EXITED:
+            await asyncio.sleep(0.01)
+        assert house.rows.get(unrecorded.id).exit.code == 137
+        assert kept.id not in [container.id for container in disk.saved]
+        await house.lifecycle.kill(kept.id)
+
+    run(tmp_path, scene)
+
+
+def test_rows_are_bounded(tmp_path: Path) -> None:
+    async def scene(house: House) -> None:
+        large = Container(
+            id="f" * 64,
+            name="large",
+            spec=ContainerSpec(image="x", labels={str(number): "" for number in range(200_000)}),
+            image_id="",
+        )
+        with pytest.raises(Invalid, match="may have 1 MiB as JSON"):
+            house.rows.insert(large)
+
+    run(tmp_path, scene)
+
+
 def test_exec_needs_no_go(tmp_path: Path) -> None:
     async def scene(house: House) -> None:
         box = house.add("sleep")
@@ -440,7 +579,8 @@ def test_a_daemon_that_comes_back_finds_everything(tmp_path: Path) -> None:
         ended_pid = house.rows.get(ended.id).pid
         await _kill_shim_of(orphan_pid)
         await house.die()
-        os.kill(ended_pid, signal.SIGINT)
+        # Not SIGINT: a shell that runs this in the background lets all of us ignore it.
+        os.kill(ended_pid, signal.SIGTERM)
         exit_file = house.run_root / ended.id / "exit"
         while not exit_file.exists():
             await asyncio.sleep(0.01)
@@ -450,7 +590,7 @@ def test_a_daemon_that_comes_back_finds_everything(tmp_path: Path) -> None:
         await house.adoption().run()
         states = {container.name: container.state for container in house.rows.all()}
         assert states["box_a"] is State.RUNNING and states["box_b"] is State.PAUSED
-        assert states["box_c"] is State.EXITED and house.rows.get(ended.id).exit.code == 130
+        assert states["box_c"] is State.EXITED and house.rows.get(ended.id).exit.code == 143
         lost = house.rows.get(orphan.id)
         assert (lost.state, lost.exit.code, lost.exit.error) == (State.EXITED, 137, "the container's shim died")
         assert (house.rows.get(rebooted.id).state, house.rows.get(rebooted.id).exit.code) == (State.EXITED, 255)
@@ -469,8 +609,11 @@ def test_a_daemon_that_comes_back_finds_everything(tmp_path: Path) -> None:
 async def _kill_shim_of(pid: int) -> None:
     """Shim and init of a container at once, as a crash would."""
     shim = int(proc.status(pid, "PPid"))
+    times = [(each, proc.start_time(each)) for each in (shim, pid)]
     os.kill(shim, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
+    for each, start_time in times:
+        await gone(each, start_time)
 
 
 def test_one_bad_record_hides_nothing(tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def test_times_with_and_without_trailing_zeros(log: Path) -> None:
     assert shown(log, until_ns=at) == b"0\n1\n2\n"
     assert shown(log, since_ns=at, until_ns=BASE_NS + 123_000_000) == b"1\n2\n3\n"
     assert shown(log, until_ns=at - 1) == b"0\n"
+    for far in (10**21, -(10**21)):
+        assert shown(log, since_ns=far) == (b"" if far > 0 else b"0\n1\n2\n3\n4\n5\n")
+        assert shown(log, until_ns=far) == (b"" if far < 0 else b"0\n1\n2\n3\n4\n5\n")
     assert shown(log, timestamps=True, until_ns=at).splitlines() == [
         f"{BASE}.000000000Z 0".encode(), f"{BASE}.120000000Z 1".encode(), f"{BASE}.120000000Z 2".encode(),
     ]  # fmt: skip

@@ -83,7 +83,7 @@ def test_the_other_instructions() -> None:
         ("FROM x", "from is not a valid change command"),
         ("CMD", "CMD requires at least one argument"),
         ("ENV =x", "ENV names can not be blank"),
-        ("ENV A=1 B", "can't find = in 'B'"),
+        ("ENV A=1 B", "can't find = in \"B\""),
         ("EXPOSE 99999", "invalid containerPort: 99999"),
         ("EXPOSE 1-99999999999", "invalid containerPort"),
         ("ONBUILD ONBUILD x", "Chaining ONBUILD"),
