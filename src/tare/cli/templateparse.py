@@ -488,7 +488,10 @@ class _Parser:
         elif kind == "bool":
             value = text == "true"
         elif kind == "number":
-            value = _constant(text)
+            try:
+                value = _constant(text)
+            except ValueError:
+                self.fail(f"malformed character constant: {text}")
         elif kind == "string":
             try:
                 value = unquoted(text)

@@ -446,15 +446,17 @@ class Shims:
             raise Invalid(f"arguments and environment exceed the {MAX_FRAME} bytes of one request") from None
         for last in (False, True):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-            shim = Shim(ours)
+            shim, sent = Shim(ours), False
             try:
                 with theirs:
                     await self.zygote.send(job, [theirs.fileno(), *(client.sock.fileno() for client in clients)])
+                sent = True
                 await _within(shim.ready, "prepare the process")
                 return shim
             except Lost as error:
                 shim.close()
-                if last:
+                # An exec says nothing before it runs: repeated, the user's command might run twice.
+                if last or (sent and job["type"] == "exec"):
                     raise Unavailable(f"cannot start a process: {error}") from None
                 log.warning("start repeated: %s", error)
                 # A starter that was killed half-way has made its socket; a cgroup is simply used again.
