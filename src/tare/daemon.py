@@ -221,6 +221,7 @@ class House:
             await server.start_unix(host.path, 0o660, group_id(self.settings.group))
             return [host.path]
         if host.scheme == "tcp":
+            assert context is not None, "config.check() lets no TCP pass without --tlsverify"
             return [f"{name}:{port}" for name, port in await server.start_tcp(host.path, host.port, context)]
         fds = activated(os.environ, os.getpid(), host.path)
         for fd in fds:

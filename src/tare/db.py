@@ -9,12 +9,15 @@ A torn file never stops the start and is never lost silently: `state.db` is chec
 a damaged one is set aside as `state.db.corrupt-<time>` and replaced by the last good generation, `state.db.bak`, which
 is written anew at each clean opening and by `backup()`.
 
+A full, broken or read-only disk is an OSError here as everywhere, never an error of sqlite3.
+
 Deliberately absent: an object mapper, a second connection, and any knowledge of containers or images.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -31,6 +34,9 @@ Value = str | int | float | bytes | None
 
 _LOG_RESERVE = 1 << 20
 """Bytes; a transaction takes some 20 KB of log, so about 50 fit. A guess."""
+
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO, sqlite3.SQLITE_READONLY: errno.EROFS}
+"""What the disk, not the statement, is to blame for: primary result code (sqlite.org/rescode.html) -> errno."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -122,8 +128,14 @@ class Database:
         self._connection.close()
 
     def execute(self, sql: str, params: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement; all rows. Outside `transaction()` it commits by itself."""
-        return self._connection.execute(sql, params).fetchall()
+        """Run one statement; all rows. Outside `transaction()` it commits by itself. OSError if the disk fails."""
+        try:
+            return self._connection.execute(sql, params).fetchall()
+        except sqlite3.OperationalError as error:
+            number = _ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if number is None:
+                raise
+            raise OSError(number, "write the ledger", str(self.path)) from error
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -131,7 +143,7 @@ class Database:
 
         Re-entrant: an inner block joins the outer one, and commits or rolls back with it. An outer block that swallows
         an inner block's exception must not commit half of it: it is rolled back and raises RuntimeError. Never await
-        inside: another task would join by accident.
+        inside: another task would join by accident. OSError, and nothing changed, if the disk fails.
         """
         if self._depth:
             self._depth += 1
@@ -143,14 +155,14 @@ class Database:
             finally:
                 self._depth -= 1
             return
-        self._connection.execute("BEGIN IMMEDIATE")
+        self.execute("BEGIN IMMEDIATE")
         self._depth, self._doomed = 1, False
         committed = False
         try:
             yield
             if self._doomed:
                 raise RuntimeError("transaction rolled back: an inner one failed")
-            self._connection.execute("COMMIT")
+            self.execute("COMMIT")
             committed = True
         finally:
             self._depth = 0
@@ -271,8 +283,8 @@ class Database:
             # executescript() would commit before it runs: the statements must join one transaction with the version.
             with self.transaction():
                 for statement in _statements(step):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {number}")
+                    self.execute(statement)
+                self.execute(f"PRAGMA user_version = {number}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

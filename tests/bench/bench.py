@@ -10,6 +10,7 @@ installation that is not editable (`make bench` sees to it). Exit status 1 if th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def file_system(path: Path) -> str:
     return run_quietly(["stat", "-f", "-c", "%T", str(path)], os.environ).strip()
 
 
-@contextmanager
+@contextlib.contextmanager
 def private(prefix: str, where: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
     folder.chmod(0o711)
@@ -246,6 +246,15 @@ def begin(engines: list[Engine], archive: Path, absent: list[str]) -> list[Engin
     if not shutil.which("docker"):
         absent.append("docker client: not installed")
     return able
+
+
+def end(bench: Bench, everybody: list[Engine]) -> None:
+    """Stop all, the last first; one that resists keeps no other from being stopped."""
+    with contextlib.ExitStack() as stack:
+        for engine in everybody:
+            stack.callback(engine.stop)
+        if bench.limit is not None:
+            stack.callback(bench.limit.stop)
 
 
 def arguments() -> argparse.Namespace:
@@ -279,13 +288,10 @@ def main() -> None:
                 "run": file_system(run),
             }
             bench.run()
+            about["load after"] = os.getloadavg()
+            report(about, bench, options.json)
         finally:
-            if bench.limit is not None:
-                bench.limit.stop()
-            for engine in reversed(everybody):
-                engine.stop()
-    about["load after"] = os.getloadavg()
-    report(about, bench, options.json)
+            end(bench, everybody)
     sys.exit(bench.failed)
 
 

@@ -111,14 +111,27 @@ class Engine:
                 process.kill()
                 process.wait()
         self._unmount()
-        for top in [
-            Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if " cgroup" in line
-        ]:
-            for folder, _, _ in os.walk(f"{top}{self.cgroup}", topdown=False):
-                os.rmdir(folder)
+        self._remove_cgroups()
         for place in DEFAULTS:
             if place not in self._before and os.path.isdir(place) and not os.listdir(place):
                 os.rmdir(place)
+
+    def _remove_cgroups(self, seconds: float = 10) -> None:
+        """Those of our own name; a process that was killed a moment ago may still be on its way out."""
+        deadline = time.monotonic() + seconds
+        tops = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup" in line}
+        for folder in [each for top in tops for each, _, _ in os.walk(f"{top}{self.cgroup}", topdown=False)]:
+            while True:
+                try:
+                    os.rmdir(folder)
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        print(f"bench: {self.name} leaves {folder}: {error.strerror}", file=sys.stderr)
+                        break
+                    time.sleep(0.1)
 
     def _unmount(self) -> None:
         points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

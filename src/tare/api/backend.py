@@ -167,7 +167,11 @@ class Images(Protocol):
         self, ref: str, *, force: bool, noprune: bool, in_use: Callable[[str], Iterable[tuple[str, bool]]]
     ) -> Sequence[tuple[str, str]]: ...
 
-    def load(self, reader: AsyncIterator[bytes], quiet: bool) -> AsyncIterator[dict[str, Any]]: ...
+    def load(
+        self, reader: AsyncIterator[bytes], quiet: bool, loaded: Callable[[str], None]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """`loaded` hears the id of each image of the archive, once it is stored."""
+        ...
 
     async def import_(
         self, reader: AsyncIterator[bytes], repo: str, tag: str, message: str, changes: Sequence[str]
@@ -189,7 +193,7 @@ class Events(Protocol):
         self, since_ns: int | None, until_ns: int | None, filters: Mapping[str, Collection[str]] | None
     ) -> Subscription: ...
 
-    def emit(self, kind: str, action: str, actor: str, attributes: Mapping[str, str] | None = None) -> None: ...
+    def emit(self, kind: str, action: str, actor: str, attributes: dict[str, str] | None = None) -> None: ...
 
 
 class Host(Protocol):
@@ -212,6 +216,8 @@ class Config(Protocol):
     def labels(self) -> tuple[str, ...]: ...
     @property
     def debug(self) -> bool: ...
+    @property
+    def log_driver(self) -> str: ...
 
 
 class Engine(Protocol):

@@ -171,6 +171,8 @@ def check(body: CreateBody) -> None:
             raise Invalid(f"invalid environment variable: {entry}")
         if "\0" in entry:
             raise Invalid("an environment variable has a NUL byte")
+    for target in body.volumes or ():
+        mounts.check_target(target, "volume")
     if host.uts_mode == "host" and body.hostname:
         raise Invalid("conflicting options: hostname and the UTS mode")
     published = any(host.port_bindings.values()) if host.port_bindings else False

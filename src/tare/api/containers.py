@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from tare.engine import files
 from tare.engine.model import Container, ContainerSpec, MountSpec, State
 from tare.errors import EngineError, Invalid, NotFound, Unsupported
 from tare.http.message import Request, Response, json_response
@@ -46,7 +47,10 @@ class Containers:
             raise Invalid("config cannot be empty in order to create a container")
         spec = container_wire.to_spec(body, request.version, request.query.get("platform"))
         spec = self._with_borrowed(spec, body.host_config.volumes_from or [])
-        mounts.check_sources(spec.mounts)
+        if any(mount.type == "bind" for mount in spec.mounts):
+            await files.patiently(mounts.check_sources, spec.mounts)
+        else:
+            mounts.check_sources(spec.mounts)
         container = await self.engine.containers.create(request.query.get("name"), spec)
         warnings = [*container.warnings, *container_wire.warnings(spec)]
         return json_response({"Id": container.id, "Warnings": warnings}, 201)

@@ -1,16 +1,19 @@
 """Bytes from a client -> Struct: the one door for JSON bodies.
 
 Stricter than Go's decoder where that costs no real client anything: duplicate keys, more than
-64 levels, NaN, infinities, integers beyond 64 bits, lone surrogates and a second document are refused. As lenient as
-Go's where clients rely on it: unknown members are ignored, and a null member leaves its field at the default.
+64 levels, NaN, infinities, integers beyond int64, lone surrogates and a second document are refused. As lenient as
+Go's where clients rely on it: names of members count in any case, unknown ones are ignored, and a null member leaves
+its field at the default. A large body is decoded in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -19,13 +22,14 @@ from tare.http.message import Request
 
 __all__ = ["MAX_BODY", "MAX_DEPTH", "body", "document", "text_list"]
 
-MAX_BODY = 16 << 20
+MAX_BODY = 1 << 20
+"""Bytes. The largest part of a real one is a seccomp profile, some 20 KB."""
+THREAD_FROM = 64 << 10
+"""Bytes of a body that are decoded outside the event loop: 1 MiB takes 20 to 100 ms."""
 MAX_DEPTH = 64
 
 T = TypeVar("T")
 
-FIELD = re.compile(r"[A-Z][A-Za-z0-9]*\Z")
-"""How Docker spells its fields; keys of maps (labels, paths, ports) hardly ever look like this."""
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -47,7 +51,11 @@ async def body(request: Request, kind: type[T], *, empty: T | None = None) -> T:
         if empty is None:
             raise Invalid("invalid JSON: got EOF while reading request body")
         return empty
-    return msgspec.convert(document(raw), kind)
+    return await asyncio.to_thread(decoded, raw, kind) if len(raw) > THREAD_FROM else decoded(raw, kind)
+
+
+def decoded(raw: bytes, kind: type[T]) -> T:
+    return msgspec.convert(lenient(document(raw), kind), kind)
 
 
 def document(raw: bytes | str) -> Any:
@@ -87,23 +95,53 @@ def check_depth(text: str) -> None:
 
 
 def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's members without null fields. Go leaves those at their zero value; absent means the same here."""
+    """An object's members, each key once."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise Invalid(f"invalid JSON: duplicate key {json.dumps(twice)}")
-    for key, value in pairs:
-        if value is None and FIELD.match(key):
-            del result[key]
     return result
 
 
+def lenient(value: Any, kind: Any) -> Any:
+    """`value` as strict decoding to `kind` wants it where Go's decoder is lenient: null leaves a field at its default,
+    the names of fields count in any case, and a null among strings is "". Keys of maps stay as they are."""
+    if value is None and kind is str:
+        return ""
+    for option in get_args(kind) if get_origin(kind) not in (list, dict) else ():
+        if isinstance(value, get_origin(option) or ()) or (isinstance(value, dict) and fields(option)):
+            return lenient(value, option)
+    if isinstance(value, list) and get_origin(kind) is list:
+        return [lenient(entry, get_args(kind)[0]) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if get_origin(kind) is dict:
+        return {key: lenient(entry, get_args(kind)[1]) for key, entry in value.items()}
+    known = fields(kind)
+    result = {}
+    for key, entry in value.items():
+        name, inner = known.get(key.lower(), ("", None))
+        if name in result:
+            raise Invalid(f"invalid JSON: duplicate key {json.dumps(key)}")
+        if name and entry is not None:
+            result[name] = lenient(entry, inner)
+    return result if known else value
+
+
+@cache
+def fields(kind: Any) -> dict[str, tuple[str, Any]]:
+    """A Struct's fields: name in lower case -> name on the wire, type. Nothing for any other type."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return {}
+    return {field.encode_name.lower(): (field.encode_name, field.type) for field in msgspec.structs.fields(kind)}
+
+
 def integer(text: str) -> int:
-    """A JSON integer that fits in 64 bits; longer ones never reach int(), whose cost is quadratic."""
+    """A JSON integer that fits in an int64; longer ones never reach int(), whose cost is quadratic."""
     if len(text) <= 20:
         value = int(text)
-        if -(1 << 63) <= value < 1 << 64:
+        if -(1 << 63) <= value < 1 << 63:
             return value
     raise Invalid(f"invalid JSON: number {text[:24]} is out of range")
 

@@ -5,6 +5,7 @@ Runs in the daemon. Deliberately absent: any guess from the text of an error; th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 
@@ -28,6 +29,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (msgspec.DecodeError, 400),
 )
 """ValidationError, which names the JSON path, is a DecodeError."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The sentence says it all: a trace would tell nothing."""
 
 
 def status(error: BaseException) -> int:
@@ -41,9 +44,8 @@ def response(error: Exception) -> Response:
     if code == 304:
         return Response(status=304)
     if code == 500:
-        log.error(
-            "request failed: %s", sentence(error), exc_info=None if isinstance(error, errors.EngineError) else error
-        )
+        foreseen = isinstance(error, errors.EngineError) or (isinstance(error, OSError) and error.errno in FULL)
+        log.error("request failed: %s", sentence(error), exc_info=None if foreseen else error)
     return Response(
         status=code,
         body=msgspec.json.encode({"message": sentence(error)}) + b"\n",

@@ -213,7 +213,7 @@ def to_values(wire: HostConfig, version: tuple[int, int]) -> dict[str, Any]:
         "restart": RestartPolicy(
             name=wire.restart_policy.name or "no", maximum_retry=wire.restart_policy.maximum_retry_count
         ),
-        "log": LogConfig(driver=wire.log_config.type or "json-file", options=dict(wire.log_config.config or {})),
+        "log": LogConfig(driver=wire.log_config.type, options=dict(wire.log_config.config or {})),
         "runtime": wire.runtime or "",
         "dns": tuple(wire.dns or ()),
         "dns_search": tuple(wire.dns_search or ()),
@@ -269,10 +269,11 @@ def check(wire: HostConfig) -> None:
 
 
 def check_log(log: LogConfigWire) -> None:
+    """Without a type the daemon's own driver judges the options, in the engine."""
     if log.type not in ("", "json-file", "none"):
         raise Invalid(f"logger: no log driver named '{log.type}' is registered")
     for key in log.config or ():
-        if log.type != "none" and key not in LOG_OPTIONS:
+        if log.type == "json-file" and key not in LOG_OPTIONS:
             raise Invalid(f"unknown log opt '{key}' for json-file log driver")
 
 

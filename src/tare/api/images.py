@@ -192,16 +192,12 @@ class Images:
     async def load(self, request: Request) -> Answer:
         """Progress; whatever goes wrong comes in the stream, as in Docker."""
         quiet = request.query.flag("quiet", default=True)
-        before = {image.id for image in self.engine.images.list()}
 
-        async def messages() -> AsyncIterator[dict[str, Any]]:
-            async for message in self.engine.images.load(request.stream(), quiet):
-                yield message
-            for image in self.engine.images.list():
-                if image.id not in before:
-                    self._emit("load", image.id, image.id)
+        def loaded(image_id: str) -> None:
+            self._emit("load", image_id, image_id)
 
-        return Stream(progress(messages()), content_type="application/json")
+        messages = self.engine.images.load(request.stream(), quiet, loaded)
+        return Stream(progress(messages), content_type="application/json")
 
     async def create(self, request: Request) -> Answer:
         """Import of a root file system from the body; pull is not offered."""

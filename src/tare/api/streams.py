@@ -6,15 +6,17 @@ shim, and the daemon never sees them again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
 from tare.engine.model import Streams
 from tare.errors import EngineError, Invalid
-from tare.http.message import Answer, Hijack, Request, Response, Stream
+from tare.http.message import Answer, Disconnected, Hijack, Request, Response, Stream
 
 from . import times
 from .backend import Engine
@@ -49,6 +51,8 @@ class ContainerStreams:
         async def run(sock: socket.socket, leftover: bytes) -> None:
             try:
                 await self.engine.containers.attach(container.id, streams, sock, leftover, logs=logs, stream=stream)
+            except ConnectionError as error:
+                log.info("attach to %s: the client left: %s", container.id, sentence(error))
             except (EngineError, OSError) as error:
                 # The engine has hung up: after a 101 there is no other way to say no.
                 log.warning("attach to %s: %s", container.id, sentence(error))
@@ -92,6 +96,14 @@ class ContainerStreams:
             yield msgspec.json.encode(answer) + b"\n"
 
         if request.version < (1, 30):
+            gone: asyncio.Future[Any] = asyncio.ensure_future(request.disconnected())
+            try:
+                await asyncio.wait([gone, future], return_when=asyncio.FIRST_COMPLETED)
+                if not future.done():
+                    raise Disconnected("the client left while it waited for a container")
+            finally:
+                gone.cancel()
+                future.cancel()
             return Response(body=b"".join([part async for part in result()]), content_type="application/json")
         return Stream(result())
 

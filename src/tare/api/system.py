@@ -106,7 +106,7 @@ class System:
                 **self._abilities(),
                 **self._process(),
                 **self._host(),
-                "LoggingDriver": "json-file",
+                "LoggingDriver": self.engine.config.log_driver,
                 "CgroupDriver": "cgroupfs",
                 "CgroupVersion": str(self.engine.host.cgroup_version),
                 **REGISTRY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 
 from tare.errors import Invalid
@@ -11,8 +12,8 @@ __all__ = ["ZERO", "ago", "rfc3339", "stamp", "until"]
 
 ZERO = "0001-01-01T00:00:00Z"
 """Go's zero time: "never"."""
-STAMP = re.compile(r"(-?\d{1,12})(?:\.(\d{1,9})\d*)?\Z")
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+STAMP = re.compile(r"(-?\d{1,12})(?:\.(\d{1,9})\d*)?\Z", re.ASCII)
+DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 UNIT_NS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 
@@ -44,11 +45,11 @@ def until(text: str, now_ns: int) -> int:
         return stamp(text, "until")
     try:
         date = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise Invalid(f"failed to parse value as time or duration: {text!r}") from None
-    if date.tzinfo is None:
-        date = date.astimezone()
-    return int(date.timestamp()) * 10**9 + date.microsecond * 1000
+        if date.tzinfo is None:
+            date = date.astimezone()
+        return int(date.timestamp()) * 10**9 + date.microsecond * 1000
+    except (ValueError, OverflowError):
+        raise Invalid(f"failed to parse value as time or duration: {json.dumps(text)}") from None
 
 
 def ago(ns: int) -> str:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 from msgspec.structs import replace
@@ -74,6 +75,14 @@ class Adoption:
                     await self._settle(container)
         except (EngineError, OSError, ValueError) as error:
             log.error("container %s (%s) could not be settled: %s", container.id, container.name, error)
+            if isinstance(error, OSError):
+                self._lifecycle.later(lambda: self._again(container.id))
+
+    async def _again(self, container_id: str) -> None:
+        """After a full disk or a slow kernel: look anew, unless somebody else has settled it meanwhile."""
+        container = self._rows.find(container_id)
+        if container is not None and self._rows.live(container_id).shim is None:
+            await self._bounded(container, self._lifecycle.run_dir(container_id).is_dir())
 
     async def _settle(self, container: Container) -> None:
         if is_live(container) and container.boot_id != self._boot_id:
@@ -103,22 +112,32 @@ class Adoption:
             shim.close()
             await self._discard(container.id)
         else:
-            self._running(container, shim, state)
+            await self._running(container, shim, state)
 
-    def _running(self, container: Container, shim: Shim, state: dict[str, Any]) -> None:
+    async def _running(self, container: Container, shim: Shim, state: dict[str, Any]) -> None:
         if not is_live(container):
             log.info("container %s was started by a daemon that died before it could record it", container.id)
-        self._rows.save(
-            replace(
-                container,
-                state=State.PAUSED if state.get("frozen") else State.RUNNING,
-                pid=int(state["pid"]),
-                start_time=int(state["start_time"]),
-                boot_id=self._boot_id,
-                started=int(state["started_ns"]),
-                exit=container.exit if is_live(container) else ExitStatus(code=0),
-            )
+        found = replace(
+            container,
+            state=State.PAUSED if state.get("frozen") else State.RUNNING,
+            pid=int(state["pid"]),
+            start_time=int(state["start_time"]),
+            boot_id=self._boot_id,
+            started=int(state["started_ns"]),
+            exit=container.exit if is_live(container) else ExitStatus(code=0),
         )
+        try:
+            if found != container:
+                self._rows.save(found)
+        except OSError:
+            if not is_live(container):
+                # No row says that it runs (a full disk): then it must not. Its exit file speaks when there is room.
+                try:
+                    await shim.kill(SIGKILL)
+                finally:
+                    shim.close()
+                raise
+            log.exception("container %s runs, but its row is out of date", container.id)
         self._lifecycle.watch(container, shim)
 
     def _ended(self, container: Container, exited: Exited) -> None:

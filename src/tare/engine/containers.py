@@ -113,18 +113,26 @@ class Containers:
         )
         if not given:
             container = replace(container, name=self._free_name(container.id))
-        directory = self._layout.container(container.id)
-        directory.mkdir(mode=0o700)
         try:
+            self._store(container, image.top)
+        except OSError as error:
+            # What the disk refused, whichever of the three it was.
+            raise OSError(error.errno, "create container", f'"/{container.name}"') from error
+        announce(self._events, container, "create")
+        return container
+
+    def _store(self, container: Container, top: str) -> None:
+        """Folder, row and snapshot of a new container, or none of them."""
+        directory = self._layout.container(container.id)
+        try:
+            directory.mkdir(mode=0o700)
             with self._db.transaction():
                 self.rows.insert(container)
-                self._snapshots.prepare(container.id, image.top)
+                self._snapshots.prepare(container.id, top)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         self.rows.added(container)
-        announce(self._events, container, "create")
-        return container
 
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
         """`force` kills it first. `volumes`: the anonymous ones too, of which there are none yet."""
@@ -256,7 +264,8 @@ class Containers:
         lender = donors.get("network", container)
         if lender is container:
             files.write(spec, plan.hostname(container, host), self.directory(container.id))
-        files.make_sources(spec)
+        if any(mount.type == "bind" for mount in spec.mounts):
+            await files.patiently(files.make_sources, spec)
         shown = self.directory(lender.id)
         bpf = seccomp.profile(
             spec.security.options,
@@ -264,9 +273,14 @@ class Containers:
             str(self._layout.seccomp),
             privileged=spec.security.privileged,
         )
+        try:
+            image_config = self._images.get(container.image_id).config
+        except NotFound:
+            # Removed by force: the container has all that it needs of it.
+            image_config = None
         return plan.bundle(
             container,
-            self._images.get(container.image_id).config,
+            image_config,
             self._snapshots.rootfs(container.id),
             host,
             plan.ContainerFiles(
@@ -317,9 +331,10 @@ class Containers:
     def _with_defaults(self, spec: ContainerSpec) -> ContainerSpec:
         """What the daemon was told to give containers that ask for nothing else: log bounds, ulimits, cgroup parent."""
         config, resources = self._config, spec.resources
-        if not spec.log.driver or (spec.log.driver == "json-file" and not spec.log.options):
-            driver = spec.log.driver or config.log_driver
-            spec = replace(spec, log=LogConfig(driver=driver, options=config.log_options if driver != "none" else {}))
+        driver, options = spec.log.driver or config.log_driver, spec.log.options
+        if driver == "json-file" and not options:
+            options = config.log_options
+        spec = replace(spec, log=LogConfig(driver=driver, options=options))
         asked = {limit.name for limit in resources.ulimits}
         ulimits = resources.ulimits + tuple(limit for limit in config.ulimits if limit.name not in asked)
         parent = resources.cgroup_parent

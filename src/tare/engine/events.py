@@ -1,4 +1,4 @@
-"""What happened, for `events` clients: a ring of the last 256, and a bounded queue for each subscriber.
+"""What happened, for `events` clients: a ring of the last 256, and a queue for each subscriber; both bounded in bytes.
 
 Runs in the daemon's loop; `emit` never waits. A subscriber who does not keep up is dropped: what is queued stays
 readable, then comes one event {kind: daemon, action: "dropped"} and the end. Deliberately absent: HTTP and JSON (api/),
@@ -11,7 +11,7 @@ import asyncio
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from tare.engine.model import Event
 from tare.errors import EngineError
@@ -25,6 +25,10 @@ Filters = Mapping[str, Collection[str]]
 RING = 256
 QUEUE = 4096
 """Events kept for one reader, about 2 MB; guess."""
+MAX_BYTES = 8 << 20
+"""Of the attributes in the ring, and of those in one reader's queue: containers may have very many labels; guess."""
+_ATTRIBUTE_COST = 200
+"""Bytes of a dict's entry and its two str objects besides their text (CPython 3.11: 104 and 2 * 49)."""
 _NAMED = ("daemon", "container", "plugin", "volume", "network", "node", "service", "secret", "config")
 _WITH_DETAIL = frozenset({"health_status", "exec_create", "exec_start"})
 
@@ -33,13 +37,15 @@ class Events:
     """The one place where events are made and handed out."""
 
     def __init__(self) -> None:
-        self._ring: deque[Event] = deque(maxlen=RING)
+        self._ring = _Events()
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
-    def emit(self, kind: str, action: str, actor: str, attributes: Mapping[str, str] | None = None) -> None:
-        """Record now and give it to every subscriber whose filters fit."""
-        event = Event(kind=kind, action=action, actor=actor, attributes=dict(attributes or {}), time_ns=time.time_ns())
+    def emit(self, kind: str, action: str, actor: str, attributes: dict[str, str] | None = None) -> None:
+        """Record now and give it to every subscriber whose filters fit. `attributes` must not change any more."""
+        event = Event(kind=kind, action=action, actor=actor, attributes=attributes or {}, time_ns=time.time_ns())
         self._ring.append(event)
+        while len(self._ring) > RING or (self._ring.size > MAX_BYTES and len(self._ring) > 1):
+            self._ring.popleft()
         for subscription in list(self._subscriptions):
             subscription.offer(event)
 
@@ -60,12 +66,36 @@ class Events:
         return subscription
 
 
+class _Events:
+    """A queue that knows how many bytes its events hold."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[Event, int]] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return (event for event, _ in self._events)
+
+    def append(self, event: Event) -> None:
+        size = sum(len(key) + len(value) + _ATTRIBUTE_COST for key, value in event.attributes.items())
+        self._events.append((event, size))
+        self.size += size
+
+    def popleft(self) -> Event:
+        event, size = self._events.popleft()
+        self.size -= size
+        return event
+
+
 class Subscription:
     """An asynchronous iterator of events for one reader."""
 
     def __init__(self, until_ns: int | None, filters: Filters) -> None:
         self._filters = filters
-        self._queue: deque[Event] = deque()
+        self._queue = _Events()
         self._waiter: asyncio.Future[None] | None = None
         self._deadline: float | None = None
         self.closed = False
@@ -101,7 +131,7 @@ class Subscription:
         """Queue `event` if it fits the filters; the last place is kept for the marker of a reader too slow."""
         if self.closed or not matches(event, self._filters):
             return
-        if len(self._queue) >= QUEUE - 1:
+        if len(self._queue) >= QUEUE - 1 or self._queue.size > MAX_BYTES:
             event = Event(
                 kind="daemon",
                 action="dropped",

@@ -38,20 +38,21 @@ READY_S = 10.0
 SETTLE_S = 2.0
 """How long the news of an end that has happened may take from the shim to here. Guess."""
 KEPT_S = 300.0
-"""How long the exit code of an exec can be asked for; Docker sweeps every 5 minutes too."""
+"""How long an exec waits for its start, and its exit code for a question; Docker sweeps every 5 minutes too."""
 STDOUT = 1
 
 
 class _Record:
     """One exec and its live parts."""
 
-    __slots__ = ("ended", "running", "shim", "start_time", "value")
+    __slots__ = ("ended", "made", "running", "shim", "start_time", "value")
 
     def __init__(self, value: Exec) -> None:
         self.value = value
         self.shim: Shim | None = None
         self.start_time = 0
         """Of the process, in clock ticks (proc.start_time)."""
+        self.made = time.monotonic()
         self.ended = 0.0
         """Monotonic seconds; 0 = not yet."""
         self.running = asyncio.Event()
@@ -216,14 +217,14 @@ class Execs:
         return record
 
     def _sweep(self) -> None:
-        """Forget those that ended a while ago, and those whose container is gone."""
+        """Forget those that ended, or were made and never started, a while ago, and those whose container is gone."""
         horizon = time.monotonic() - KEPT_S
         self._records = {
             exec_id: record
             for exec_id, record in self._records.items()
             if record.value.running
             or (
-                (not record.ended or record.ended > horizon)
+                (record.ended or record.made) > horizon
                 and self._containers.rows.find(record.value.container) is not None
             )
         }

@@ -7,14 +7,19 @@ user-defined networks will put in place of the host's name servers.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+from tare.engine import plan_settings
 from tare.engine.model import ContainerSpec
-from tare.errors import Invalid
+from tare.errors import Invalid, Unavailable
 
-__all__ = ["hosts", "make_sources", "resolv_conf", "write"]
+__all__ = ["hosts", "make_sources", "patiently", "resolv_conf", "write"]
 
 _HOSTS = (
     "127.0.0.1\tlocalhost\n"
@@ -28,6 +33,10 @@ _STUB = "127.0.0.53"
 """systemd-resolved; the servers behind it are in the second file."""
 _RESOLV_CONF, _RESOLVED_CONF = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 _LIMIT = 64 * 1024
+PATIENCE_S = 10.0
+_LOOKERS = ThreadPoolExecutor(8, "bind-source")
+
+P = TypeVar("P")
 
 
 def write(spec: ContainerSpec, name: str, directory: Path) -> None:
@@ -45,6 +54,20 @@ def write(spec: ContainerSpec, name: str, directory: Path) -> None:
             # The umask is 077; programs of every user in the container read these.
             os.fchmod(descriptor, 0o644)
             file.write(text)
+
+
+async def patiently(look: Callable[[P], None], at: P) -> None:
+    """Do what touches paths that the user names, in a thread: a dead network file system may hold it for ever.
+
+    Unavailable after 10 s; the thread is then lost until the file system answers, and there are 8 of them.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.get_running_loop().run_in_executor(_LOOKERS, look, at)
+    except TimeoutError:
+        raise Unavailable(
+            f"look at the sources of the bind mounts: the file system did not answer within {PATIENCE_S:.0f} s"
+        ) from None
 
 
 def make_sources(spec: ContainerSpec) -> None:
@@ -74,7 +97,7 @@ def hosts(spec: ContainerSpec, base: str = _HOSTS) -> str:
             if spec.namespaces.network != "host":
                 raise Invalid("unable to derive the IP value for host-gateway")
             address = "127.0.0.1"
-        lines.append(f"{_address(address.strip('[]'), entry)}\t{name}\n")
+        lines.append(f"{plan_settings.address(address.strip('[]'), entry)}\t{name}\n")
     return "".join(lines)
 
 
@@ -88,7 +111,7 @@ def resolv_conf(spec: ContainerSpec, host: str, *, keep_loopback: bool) -> str:
     search = [name for w in words if w[:1] in (["search"], ["domain"]) for name in w[1:]]
     options = [option for w in words if w[:1] == ["options"] for option in w[1:]]
     if spec.dns:
-        servers = [_address(server, server) for server in spec.dns]
+        servers = [plan_settings.address(server, server) for server in spec.dns]
     elif not keep_loopback:
         servers = [server for server in servers if not _is_loopback(server)]
     if spec.dns_search:
@@ -116,14 +139,6 @@ def _read(path: str) -> str:
             return file.read(_LIMIT).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-
-
-def _address(text: str, entry: str) -> str:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise Invalid(f"invalid IP address in {entry!r}") from None
-    return text
 
 
 def _is_loopback(server: str) -> bool:

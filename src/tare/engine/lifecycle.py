@@ -40,6 +40,8 @@ T = TypeVar("T")
 STOP_TIMEOUT_S = 10
 KILL_TIMEOUT_S = 10.0
 """After SIGKILL; Docker's. Then the kernel is told directly, and after 2 s more the truth is reported."""
+RETRY_S = 5.0
+"""Until what could not be recorded is tried again: a disk that is full now need not stay so. Guess."""
 LEAVE_S = 3.0
 """Removing a cgroup is retried for 2 s (cgroups/api.py)."""
 UNKNOWN = 128
@@ -56,8 +58,8 @@ def parse_signal(text: str) -> int:
 
 def announce(events: Events, container: Container, action: str, attributes: Mapping[str, str] | None = None) -> None:
     """A container's event, with the attributes Docker gives to each: labels, image, name."""
-    common = {**container.spec.labels, "image": container.spec.image, "name": container.name}
-    events.emit("container", action, container.id, {**(attributes or {}), **common})
+    own = {"image": container.spec.image, "name": container.name}
+    events.emit("container", action, container.id, {**(attributes or {}), **container.spec.labels, **own})
 
 
 class Lifecycle:
@@ -152,6 +154,10 @@ class Lifecycle:
         """Run `work` on its own; a failure goes to the log."""
         self._keep(asyncio.ensure_future(self._logged(work)))
 
+    def later(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """`spawn` the work in RETRY_S, unless the daemon has gone by then."""
+        asyncio.get_running_loop().call_later(RETRY_S, lambda: self.spawn(work()))
+
     async def settle(self, timeout_s: float = KILL_TIMEOUT_S) -> None:
         """Wait for what is under way; what takes longer (a stop without bound) is given up."""
         if self._tasks:
@@ -166,10 +172,10 @@ class Lifecycle:
         shim.exited.add_done_callback(lambda _: self.spawn(self._on_end(container.id, shim)))
 
     def finish(self, container_id: str, status: ExitStatus, finished_ns: int) -> None:
-        """Record the end. The caller holds the lock."""
+        """Record the end; if that fails (OSError) nothing has changed. The caller holds the lock."""
+        container = self._update(container_id, state=State.EXITED, pid=0, finished=finished_ns, exit=status)
         live = self._rows.live(container_id)
         live.leaving, live.shim = live.shim, None
-        container = self._update(container_id, state=State.EXITED, pid=0, finished=finished_ns, exit=status)
         shutil.rmtree(self.run_dir(container_id), ignore_errors=True)
         lasted = max(0, finished_ns - container.started) // 1_000_000_000 if container.started else 0
         announce(self._events, container, "die", {"exitCode": str(status.code), "execDuration": str(lasted)})
@@ -285,7 +291,7 @@ class Lifecycle:
 
     async def _restart(self, container_id: str, timeout: int | None, number: int) -> None:
         live = self._rows.live(container_id)
-        live.restarting = True
+        live.restarting += 1
         try:
             if state.is_live(self._rows.get(container_id)):
                 await self._stop(container_id, timeout, number)
@@ -294,7 +300,7 @@ class Lifecycle:
             except Unchanged:
                 log.info("container %s was started by somebody else during its restart", container_id)
         finally:
-            live.restarting = False
+            live.restarting -= 1
         announce(self._events, self._rows.get(container_id), "restart")
 
     async def _pause(self, container_id: str) -> None:
@@ -305,7 +311,7 @@ class Lifecycle:
                 await _shim(live).freeze(True)
             except (OSError, Unavailable) as error:
                 raise EngineError(f"cannot pause container {container_id}: {error}") from error
-            announce(self._events, self._update(container_id, state=State.PAUSED), "pause")
+            await self._frozen(container_id, live, on=True)
 
     async def _unpause(self, container_id: str) -> None:
         live = self._rows.live(container_id)
@@ -316,7 +322,19 @@ class Lifecycle:
                 await _shim(live).freeze(False)
             except (OSError, Unavailable) as error:
                 raise EngineError(f"Cannot unpause container {container_id}: {error}") from error
-            announce(self._events, self._update(container_id, state=State.RUNNING), "unpause")
+            await self._frozen(container_id, live, on=False)
+
+    async def _frozen(self, container_id: str, live: Live, *, on: bool) -> None:
+        """Record a freeze or thaw that has been done; it is undone if the row cannot be written."""
+        try:
+            container = self._update(container_id, state=State.PAUSED if on else State.RUNNING)
+        except BaseException:
+            try:
+                await _shim(live).freeze(not on)
+            except (OSError, Unavailable) as error:
+                log.error("undo the %s of container %s: %s", "pause" if on else "unpause", container_id, error)
+            raise
+        announce(self._events, container, "pause" if on else "unpause")
 
     async def _signal(self, container_id: str, live: Live, number: int) -> None:
         """Send, tell, and thaw a paused container that shall end by it. The caller holds the lock.
@@ -350,11 +368,15 @@ class Lifecycle:
                 exited: Exited | None = shim.exited.result()
             except Lost:
                 exited = exit_record(self.run_dir(container_id))
-            if exited is not None:
+            try:
+                if exited is None:
+                    await self.orphaned(container_id)
+                    return
                 oom = exited["oom"] or container.exit.oom_killed
                 self.finish(container_id, ExitStatus(code=exited["code"], oom_killed=oom), exited["time_ns"])
-                return
-            await self.orphaned(container_id)
+            except OSError as error:
+                log.error("record the end of container %s, tried again in %.0f s: %s", container_id, RETRY_S, error)
+                self.later(lambda: self._on_end(container_id, shim))
 
     async def orphaned(self, container_id: str) -> None:
         """The shim is dead and left no word: its container goes with it. The caller holds the lock."""
@@ -368,7 +390,10 @@ class Lifecycle:
         if container is None:
             return
         if news == "oom":
-            container = self._update(container_id, exit=replace(container.exit, oom_killed=True))
+            try:
+                container = self._update(container_id, exit=replace(container.exit, oom_killed=True))
+            except OSError as error:  # the shim says it again when the container has ended
+                log.error("record that container %s ran out of memory: %s", container_id, error)
             announce(self._events, container, "oom")
         else:
             announce(self._events, container, "detach")
@@ -396,6 +421,9 @@ class Lifecycle:
             await work
         except (EngineError, OSError) as error:
             log.warning("%s: %s", getattr(work, "__qualname__", "task"), error)
+        except Exception:
+            # The outermost frame of a task that nobody awaits.
+            log.exception("%s failed", getattr(work, "__qualname__", "task"))
 
 
 def _shim(live: Live) -> Shim:

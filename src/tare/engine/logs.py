@@ -37,6 +37,8 @@ _EVENT = struct.Struct("iIII")
 # inotify(7): IN_MODIFY, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ONLYDIR
 _MASK = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x01000000
 _IGNORED = 0x8000
+_YEAR_9999 = 253_402_300_799
+"""Its last second, which is datetime's last."""
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,9 +349,9 @@ class _Render:
 
 
 def _stamp(time_ns: int) -> str:
-    """RFC 3339 in UTC with nine digits, without the Z."""
-    seconds, rest = divmod(time_ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}"
+    """RFC 3339 in UTC with nine digits, without the Z. Beyond 1970 and 9999 no log has lines: those stand for it."""
+    seconds, rest = divmod(max(time_ns, 0), 1_000_000_000)
+    return f"{datetime.fromtimestamp(min(seconds, _YEAR_9999), UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}"
 
 
 def _padded(stamp: str) -> str:

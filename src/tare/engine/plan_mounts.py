@@ -6,6 +6,7 @@ never covers a child. Nothing here says where the root file system comes from (B
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,7 +148,7 @@ def _asked(
     if mount.type == "volume":
         source = volumes.get(mount.target) or volumes.get(destination, "")
         if not source:
-            raise Unsupported(f"no directory is known for the volume {mount.source!r} at {destination}")
+            raise Unsupported(f"no directory is known for the volume {json.dumps(mount.source)} at {destination}")
     spread = _spread(mount, source, resolver)
     options = ["bind" if mount.non_recursive else "rbind"]
     if mount.read_only:

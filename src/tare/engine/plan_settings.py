@@ -6,16 +6,18 @@ it; here everything is judged at create. Quantities are limits.py's.
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import posixpath
 import re
 import signal
 from collections.abc import Collection, Iterable, Mapping
 
-from tare.engine import capabilities, seccomp
+from tare.engine import capabilities, plan_devices, seccomp
 from tare.engine.model import ContainerSpec, HealthCheck, LogConfig, MountSpec, RestartPolicy
 from tare.errors import Invalid
 
-__all__ = ["SecurityOptions", "check", "check_words", "log_size", "options", "stop_signal", "sysctl_key"]
+__all__ = ["SecurityOptions", "address", "check", "check_words", "log_size", "options", "stop_signal", "sysctl_key"]
 
 _HOSTNAME_LIMIT = 64
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_@:-]+)+", re.ASCII)
@@ -32,6 +34,7 @@ _PROPAGATIONS = frozenset(["", "private", "rprivate", "shared", "rshared", "slav
 _LOG_OPTIONS = frozenset(
     "max-size max-file compress labels labels-regex env env-regex tag mode max-buffer-size".split()
 )
+_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(?:tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
 _MINIMUM_DURATION = 1_000_000
 _TRUE = frozenset(["1", "t", "T", "true", "TRUE", "True"])
 _FALSE = frozenset(["0", "f", "F", "false", "FALSE", "False"])
@@ -81,10 +84,10 @@ def options(given: Iterable[str], *, apparmor: bool = False, selinux: bool = Fal
 def _labelled(key: str, value: str, *, apparmor: bool, selinux: bool) -> None:
     if key == "apparmor" and value not in ("", "unconfined"):
         reason = "profiles are not offered by this engine" if apparmor else "AppArmor is not enabled on this host"
-        raise Invalid(f"apparmor profile {value!r} cannot be applied: {reason}")
+        raise Invalid(f"apparmor profile {json.dumps(value)} cannot be applied: {reason}")
     if key == "label" and value != "disable":
         reason = "labels are not offered by this engine" if selinux else "SELinux is not enabled on this host"
-        raise Invalid(f"label option {value!r} cannot be applied: {reason}")
+        raise Invalid(f"label option {json.dumps(value)} cannot be applied: {reason}")
 
 
 def check(
@@ -120,6 +123,11 @@ def check(
         seccomp.parse(text)
     _sysctls(spec.sysctls, spec)
     _mounts(spec.mounts)
+    _resolving(spec)
+    for port in (*spec.exposed_ports, *spec.port_bindings):
+        _port(port)
+    for rule in spec.resources.device_cgroup_rules:
+        plan_devices.rule(rule)
     if spec.init and not init:
         raise Invalid(
             "--init needs a static init program on the host, and none was found: install docker-init, "
@@ -127,17 +135,54 @@ def check(
         )
     parent = spec.resources.cgroup_parent
     if ".." in parent.split("/") or "\0" in parent:
-        raise Invalid(f"invalid cgroup parent {parent!r}: it must not lead upwards")
+        raise Invalid(f"invalid cgroup parent {json.dumps(parent)}: it must not lead upwards")
 
 
 def check_words(words: Iterable[str], variables: Iterable[str]) -> None:
     """What execve(2) is to be given: no NUL anywhere, every variable with a name."""
     for entry in variables:
         if not entry or entry.startswith("=") or "\0" in entry:
-            shown = repr(entry) if "\0" in entry else entry
+            shown = json.dumps(entry) if "\0" in entry else entry
             raise Invalid(f"invalid environment variable: {shown}")
     if any("\0" in word for word in words):
         raise Invalid("invalid argument: NUL bytes are not permitted in a command or a path")
+
+
+def address(text: str, entry: str) -> str:
+    """`text` if it is an IP address. Invalid naming `entry`, what the user wrote."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid(f"invalid IP address in {json.dumps(entry)}") from None
+    return text
+
+
+def _resolving(spec: ContainerSpec) -> None:
+    """What goes into /etc/hosts and /etc/resolv.conf: one word each, so that none can add lines of its own."""
+    for texts, what in (
+        (spec.dns, "DNS server"),
+        (spec.dns_search, "DNS search domain"),
+        (spec.dns_options, "DNS option"),
+        (spec.extra_hosts, "extra host"),
+    ):
+        for text in texts:
+            if not text or any(char.isspace() or ord(char) < 32 or ord(char) == 127 for char in text):
+                raise Invalid(f"invalid {what} {json.dumps(text)}: it must be one word without control characters")
+    for server in spec.dns:
+        address(server, server)
+    for entry in spec.extra_hosts:
+        name, separator, target = entry.partition("=" if "=" in entry else ":")
+        if not name or not separator:
+            raise Invalid(f"bad format for add-host: {json.dumps(entry)}")
+        if target != "host-gateway":
+            address(target.strip("[]"), entry)
+
+
+def _port(text: str) -> None:
+    """"80", "80/tcp", "8000-8010/udp". Invalid with Docker's text."""
+    found = _PORT.fullmatch(text)
+    if not found or not int(found[1]) <= int(found[2] or found[1]) <= 65535:
+        raise Invalid(f"invalid port specification: {json.dumps(text)}")
 
 
 def stop_signal(name: str) -> int:
@@ -202,7 +247,7 @@ def _log(log: LogConfig) -> None:
         raise Invalid("max-size must be a positive number")
     files = log.options.get("max-file", "1")
     if not (files.isascii() and files.isdigit() and len(files) < 6):
-        raise Invalid(f"invalid max-file {files!r}: it must be a number")
+        raise Invalid(f"invalid max-file {json.dumps(files)}: it must be a number")
     if int(files) < 1:
         raise Invalid("max-file cannot be less than 1")
 
@@ -254,7 +299,7 @@ def sysctl_key(name: str) -> str:
     Whichever separator comes first is the separator.
     """
     if len(name) > 255 or not _SYSCTL.fullmatch(name):
-        raise Invalid(f"sysctl {name[:255]!r} is not a valid name")
+        raise Invalid(f"sysctl {json.dumps(name[:255])} is not a valid name")
     first = min((at for at in (name.find("."), name.find("/")) if at >= 0), default=-1)
     return name.translate(str.maketrans("./", "/.")) if name[first] == "/" else name
 

@@ -25,6 +25,9 @@ __all__ = ["Live", "Rows"]
 
 log = logging.getLogger(__name__)
 
+MAX_ROW = 1 << 20
+"""Characters of JSON: every row is in memory, and each event carries its labels. Real ones have some 2 KB; guess."""
+
 
 class Live:
     """What belongs to a container only while this daemon lives: its lock, its shim, who waits."""
@@ -39,8 +42,8 @@ class Live:
         """Clients that attached before the start."""
         self.leaving: Shim | None = None
         """The shim of the last life until it has cleaned up: the next one takes the same cgroup."""
-        self.restarting = False
-        """A restart is under way: the end in its middle does not remove an --rm container."""
+        self.restarting = 0
+        """Restarts under way: the end in their middle does not remove an --rm container."""
         self.exit_waiters: list[asyncio.Future[ExitStatus]] = []
         self.removal_waiters: list[asyncio.Future[ExitStatus]] = []
 
@@ -91,14 +94,17 @@ class Rows:
         return live
 
     def insert(self, container: Container) -> None:
-        """Claim id and name. Conflict with Docker's text if the name is taken. Joins the caller's transaction.
+        """Claim id and name. Conflict with Docker's text if the name is taken, Invalid above MAX_ROW.
 
-        The row is visible when that has committed: call `added` then.
+        Joins the caller's transaction. The row is visible when that has committed: call `added` then.
         """
         self.claim(container.name)
+        row = _encode(container)
+        if len(row) > MAX_ROW:
+            raise Invalid(f"the configuration of a container may have {MAX_ROW >> 20} MiB as JSON, this one has more")
         self._db.execute(
             "INSERT INTO containers (id, name, row, created) VALUES (?, ?, ?, ?)",
-            (container.id, container.name, _encode(container), container.created),
+            (container.id, container.name, row, container.created),
         )
 
     def added(self, container: Container) -> None:

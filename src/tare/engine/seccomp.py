@@ -8,6 +8,7 @@ Deliberately absent: SCMP_ACT_NOTIFY, for which nobody would listen.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -142,7 +143,7 @@ def select(
             break
     for name in architectures:
         if name not in libseccomp.ARCHITECTURES:
-            raise Invalid(f"unknown architecture {name!r} in the seccomp profile")
+            raise Invalid(f"unknown architecture {json.dumps(name)} in the seccomp profile")
     return Filter(_action(profile.default_action, profile.default_errno_ret), tuple(rules), tuple(architectures))
 
 
@@ -166,7 +167,7 @@ def _included(found: Condition, capabilities: Collection[str], arch: str, kernel
 
 def _action(name: str, number: int | None) -> int:
     if name not in libseccomp.ACTIONS:
-        raise Invalid(f"unknown or unsupported action {name!r} in the seccomp profile")
+        raise Invalid(f"unknown or unsupported action {json.dumps(name)} in the seccomp profile")
     if name == "SCMP_ACT_ERRNO":
         return libseccomp.errno_action(1 if number is None else number)
     if name == "SCMP_ACT_TRACE":
@@ -176,7 +177,7 @@ def _action(name: str, number: int | None) -> int:
 
 def _condition(found: Argument) -> libseccomp.Condition:
     if found.op not in libseccomp.OPERATORS:
-        raise Invalid(f"unknown operator {found.op!r} in the seccomp profile")
+        raise Invalid(f"unknown operator {json.dumps(found.op)} in the seccomp profile")
     if not 0 <= found.index <= 5 or not 0 <= found.value < 1 << 64 or not 0 <= found.value_two < 1 << 64:
         raise Invalid("an argument of the seccomp profile is out of range: index 0 to 5, unsigned 64-bit values")
     return libseccomp.Condition(found.index, libseccomp.OPERATORS[found.op], found.value, found.value_two)
@@ -186,7 +187,7 @@ def kernel_version(release: str) -> tuple[int, int]:
     """"6.18.3-generic" -> (6, 18); Invalid if it starts otherwise."""
     parts = release.split("-")[0].split(".")
     if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
-        raise Invalid(f"invalid kernel version {release!r}")
+        raise Invalid(f"invalid kernel version {json.dumps(release)}")
     return int(parts[0]), int(parts[1])
 
 

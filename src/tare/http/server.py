@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tare.errors import Invalid
 from tare.http import head
 from tare.http.connection import Connection, Phase
 from tare.http.listen import bind_unix, inherit

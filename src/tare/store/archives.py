@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["import_", "load", "save"]
 
 
-async def load(images: Images, reader: AsyncIterator[bytes], quiet: bool) -> AsyncGenerator[dict[str, Any], None]:
+async def load(
+    images: Images, reader: AsyncIterator[bytes], quiet: bool, loaded: Callable[[str], None]
+) -> AsyncGenerator[dict[str, Any], None]:
     """Read a docker-archive or OCI layout tar, compressed or not, and yield Docker's progress messages.
+
+    `loaded` is called with the id of each image of the archive, once all are stored: also for one that was there.
 
     Invalid for a bad archive, Unavailable when the worker died, whatever `reader` raises; then nothing is stored.
     Closing the generator kills the worker.
@@ -47,6 +51,8 @@ async def load(images: Images, reader: AsyncIterator[bytes], quiet: bool) -> Asy
                     yield _progress(message)
         moved = _moved(images, done)
         await arrival.store(done)
+    for image in done.images:
+        loaded(image.config)
     for image in done.images:
         for tag in image.tags:
             name = references.parse(tag).familiar()

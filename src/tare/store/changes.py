@@ -190,7 +190,7 @@ def _pairs(config: ContainerConfig, rest: str, instruction: str) -> Iterator[tup
     for word in _words(config, rest):
         name, equals, value = word.partition("=")
         if not equals:
-            raise Invalid(f"Syntax error - can't find = in {word[:100]!r}. Must be of the form: name=value")
+            raise Invalid(f"Syntax error - can't find = in {json.dumps(word[:100])}. Must be of the form: name=value")
         if not name:
             raise Invalid(f"{instruction} names can not be blank")
         yield name, value

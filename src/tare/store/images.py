@@ -270,9 +270,11 @@ class Images:
         """The frame for an action that brings images in."""
         return Arrival(self.content, self.snapshots, self.layout, self.add)
 
-    def load(self, reader: AsyncIterator[bytes], quiet: bool = False) -> AsyncGenerator[dict[str, Any], None]:
+    def load(
+        self, reader: AsyncIterator[bytes], quiet: bool = False, loaded: Callable[[str], None] = lambda image_id: None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Read a docker-archive or OCI layout tar, compressed or not; Docker's progress messages. See archives.load."""
-        return archives.load(self, reader, quiet)
+        return archives.load(self, reader, quiet, loaded)
 
     async def import_(
         self,

@@ -22,6 +22,7 @@ import os
 import stat
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,9 @@ from tare.store.paths import Layout
 from tare.store.trash import Trash
 
 __all__ = ["Snapshots", "Staging", "Usage"]
+
+WALKERS = 2
+"""Threads that measure trees: these may take minutes each, and must not keep others from the loop's own pool."""
 
 _CHAIN = """
     WITH RECURSIVE chain (key, number, parent, kind, size, depth) AS (
@@ -82,6 +86,8 @@ class Snapshots:
         self._layout = layout
         self.leases = Leases()
         self.trash = Trash(layout)
+        self._walkers = ThreadPoolExecutor(WALKERS, "walk")
+        self._walks: dict[int, asyncio.Future[Usage]] = {}
         on_disk = [int(name) for name in os.listdir(layout.snapshots) if name.isascii() and name.isdigit()]
         in_rows = db.execute("SELECT coalesce(max(number), 0) FROM snapshots")
         # Above the rows as well as the folders: after a crash either may be ahead of the other.
@@ -186,14 +192,28 @@ class Snapshots:
         return Usage(row[0][0], row[0][1])
 
     async def usage(self, key: str) -> Usage:
-        """What a snapshot takes by itself; an active one is walked, in a thread. NotFound."""
+        """What a snapshot takes by itself; an active one is walked, in a thread. NotFound.
+
+        All who ask while it is walked share that walk.
+        """
         row = self._db.execute("SELECT kind, number, size, inodes FROM snapshots WHERE key = ?", (key,))
         if not row:
             raise _missing(key)
         kind, number, size, inodes = row[0]
-        if kind == "active":
-            return await asyncio.to_thread(measure, self._layout.fs(number))
-        return Usage(size, inodes)
+        if kind != "active":
+            return Usage(size, inodes)
+        walk = self._walks.get(number)
+        if walk is None:
+            loop = asyncio.get_running_loop()
+            walk = self._walks[number] = loop.run_in_executor(self._walkers, measure, self._layout.fs(number))
+            walk.add_done_callback(lambda done: self._walked(number, done))
+        # Who leaves must not end it for the others.
+        return await asyncio.shield(walk)
+
+    def _walked(self, number: int, done: asyncio.Future[Usage]) -> None:
+        del self._walks[number]
+        if not done.cancelled():
+            done.exception()  # whoever waits has it; there may be nobody left
 
     def _parent_number(self, parent: str) -> int:
         row = self._db.execute("SELECT number FROM snapshots WHERE key = ? AND kind = 'committed'", (parent,))

@@ -1,6 +1,6 @@
 """The way out: a tree is renamed into trash/ at once and deleted later, off the path of any reply.
 
-Runs in the daemon, as root; the deletion itself in a thread of the event loop's pool, since the trees are a container's
+Runs in the daemon, as root; the deletion itself in a thread of its own, since the trees are a container's
 work and may be of any size, depth and shape. They are deleted by descriptors: a link is removed, never followed, and
 another file system is never entered (a forgotten mount must not cost the host's files).
 
@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from errno import ENOTEMPTY
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Trash:
         self._layout = layout
         self._names = itertools.count(1)
         self._prefix = os.urandom(4).hex()
+        self._thread = ThreadPoolExecutor(1, "trash")
         self._running: asyncio.Future[int] | None = None
         self._again = False
 
@@ -82,7 +84,7 @@ class Trash:
         return f"{self._prefix}-{next(self._names)}"
 
     def _schedule(self) -> None:
-        """One deletion at a time, in the loop's thread pool. Without a loop the next start's collection does it."""
+        """One deletion at a time, in the thread for it. Without a loop the next start's collection does it."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -90,7 +92,7 @@ class Trash:
         if self._running is not None:
             self._again = True
             return
-        self._running = loop.run_in_executor(None, self.empty)
+        self._running = loop.run_in_executor(self._thread, self.empty)
         self._running.add_done_callback(self._done)
 
     def _done(self, finished: asyncio.Future[int]) -> None:
