@@ -66,6 +66,7 @@ class Store:
         return [sorted(os.listdir(path)) for path in lower]  # type: ignore[attr-defined]
 
     def is_empty(self) -> bool:
+        asyncio.run(self.snapshots.trash.drain())
         rows = sum(self.db.execute(f"SELECT count(*) FROM {name}")[0][0] for name in ("images", "snapshots", "tags"))
         folders = (self.layout.ingest, self.layout.snapshots, self.layout.trash)
         return rows == 0 and not list(self.content.walk()) and not any(os.listdir(folder) for folder in folders)
@@ -362,3 +363,16 @@ def test_bad_import_leaves_nothing(store: Store) -> None:
             store.run(lambda data=data, changes=changes: act(data, changes))  # type: ignore[misc]
         asyncio.run(store.snapshots.trash.drain())
         assert store.is_empty()
+
+
+def test_every_image_of_the_archive_is_told(store: Store) -> None:
+    data, image_id = docker_archive([ONE], ["a:1"])
+    told: list[str] = []
+
+    async def act() -> None:
+        async for _ in store.images.load(chunks(data), True, told.append):
+            pass
+
+    asyncio.run(act())
+    asyncio.run(act())
+    assert told == [image_id, image_id]

@@ -98,9 +98,9 @@ def test_rm_and_a_start_that_fails_waits_for_the_removal(daemon: FakeDaemon, det
         exchange.head()
         assert container.started.wait(HANG_S)
         exchange.chunk({"StatusCode": 127, "Error": {"Message": "no such thing"}})
+        removed.set()  # before the client can hear of it
         exchange.end()
         container.ended.set()
-        removed.set()
 
     daemon.on[f"POST {BASE}/wait"] = wait
     daemon.on[f"POST {BASE}/start"] = lambda e: (e.error(500, "no"), container.started.set())

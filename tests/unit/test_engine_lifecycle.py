@@ -88,10 +88,7 @@ class House:
     async def die(self) -> None:
         """As the kernel ends a daemon: its sockets close, nothing else is done."""
         for container in self.rows.all():
-            live = self.rows.live(container.id)
-            shim, live.shim = live.shim, None
-            if shim is not None:
-                shim.close()
+            self.rows.live(container.id).close()
         self.shims.close()
         await self.lifecycle.settle()
         self.db.close()

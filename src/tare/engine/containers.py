@@ -89,10 +89,7 @@ class Containers:
         await self.lifecycle.settle()
         self.lifecycle.lobby.close()
         for container in self.rows.all():
-            shim = self.rows.live(container.id).shim
-            if shim is not None:
-                self.rows.live(container.id).shim = None
-                shim.close()
+            self.rows.live(container.id).close()
         self._watches.close()
 
     async def create(self, name: str, spec: ContainerSpec) -> Container:
@@ -393,6 +390,7 @@ class Containers:
         """Take away everything of a container in REMOVING. DEAD, with the reason, if something stays."""
         live = self.rows.live(container.id)
         self.lifecycle.lobby.dismiss(live)
+        live.close()
         try:
             with self._db.transaction():
                 self._snapshots.remove(container.id)

@@ -47,6 +47,12 @@ class Live:
         self.exit_waiters: list[asyncio.Future[ExitStatus]] = []
         self.removal_waiters: list[asyncio.Future[ExitStatus]] = []
 
+    def close(self) -> None:
+        """Let go of the shims, which carry on."""
+        for shim in filter(None, (self.shim, self.leaving)):
+            shim.close()
+        self.shim = self.leaving = None
+
 
 class Rows:
     """All containers, by id and by name."""

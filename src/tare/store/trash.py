@@ -89,7 +89,7 @@ class Trash:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        if self._running is not None:
+        if self._running is not None and self._running.get_loop() is loop:
             self._again = True
             return
         self._running = loop.run_in_executor(self._thread, self.empty)
