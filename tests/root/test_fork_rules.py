@@ -210,16 +210,22 @@ def assert_sealed(pid: int) -> None:
 def test_zygote_shim_and_exec_run_from_a_sealed_copy(engine: Engine) -> None:
     container = engine.docker("run", "-d", "busybox", "sleep", "1000").stdout.strip()
     client = subprocess.Popen(["docker", "exec", container, "sleep", "77"], env=engine.environment())
-    pids = until(lambda: [p for p in traces.members(container) if "77" in traces.read(f"/proc/{p}/cmdline")], "the exec")
-    monitor = int(traces.stat(pids[0])[1])
-    zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
-    shims = traces.shims(engine.base)
-    assert len(shims) == 2 and monitor in shims
-    for pid in (zygote, *traces.children(zygote), *shims):
-        assert_sealed(pid)
-    assert os.readlink(f"/proc/{pids[0]}/exe") == "/bin/sleep"
-    engine.docker("rm", "-f", container)
-    client.wait(30)
+    try:
+        # the whole command: before execve it is the zygote's, with numbers of its own in it
+        pids = until(
+            lambda: [p for p in traces.members(container) if traces.read(f"/proc/{p}/cmdline") == "sleep\x0077\x00"],
+            "the exec",
+        )
+        monitor = int(traces.stat(pids[0])[1])
+        zygote = until(lambda: traces.zygote(engine.pid), "a zygote")
+        shims = until(lambda: s if len(s := traces.shims(engine.base)) == 2 else None, "both shims")
+        assert monitor in shims
+        for pid in (zygote, *traces.children(zygote), *shims):
+            assert_sealed(pid)
+        assert os.readlink(f"/proc/{pids[0]}/exe") == "/bin/sleep"
+    finally:
+        engine.docker("rm", "-f", container)
+        client.wait(30)
 
 
 def test_container_cannot_write_the_engine_through_its_own_first_process(engine: Engine) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from array import array  # socket loads it anyway
 from errno import EINVAL
-from struct import pack, unpack
 
 from . import jsontext
 
@@ -19,6 +19,12 @@ __all__ = ["Channel", "memfd_sealed", "receive", "send"]
 
 _FRAME = 192 * 1024
 _FDS = 64
+_SPACE = socket.CMSG_SPACE(_FDS * 4)
+_RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+# Plain numbers: with the module's enums each "&" is a page of enum machinery made private in every shim (0.1 MB).
+_CLOEXEC, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
+_PEEK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
+_CUT = int(socket.MSG_TRUNC) | int(socket.MSG_CTRUNC)
 _MFD_EXEC = 0x10
 """Linux 6.3: executable even where vm.memfd_noexec says that memfds are not."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -81,7 +87,7 @@ class Channel:
     def ended(self) -> bool:
         """Whether the other side has closed and nothing is left to receive; takes nothing away."""
         try:
-            return not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self._sock.recv(1, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -97,18 +103,17 @@ class Channel:
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     """One frame with copies of `fds` (unix(7), SCM_RIGHTS); no SIGPIPE."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
-    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    sock.sendmsg([data], [(*_RIGHTS, array("i", fds))] if fds else [], _NOSIGNAL)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
     """(data, descriptors with O_CLOEXEC, whether nothing was cut off) of a frame; no data at the end of the stream."""
-    data, ancillary, flags, _ = sock.recvmsg(_FRAME, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(_FRAME, _SPACE, _CLOEXEC)
     fds: list[int] = []
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds += unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-    return data, fds, not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        if (level, kind) == _RIGHTS:
+            fds += array("i", payload)
+    return data, fds, not flags & _CUT
 
 
 def memfd_sealed(name: str, data: bytes) -> int:

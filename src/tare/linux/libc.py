@@ -41,6 +41,7 @@ __all__ = [
     "prctl",
     "raise_errno",
     "renameat2",
+    "reset_signal",
     "seccomp_set_mode_filter",
     "set_name",
     "setdomainname",
@@ -139,6 +140,7 @@ _OLD = {"x86_64": (155, 317, 321, 250, 125, 126), "aarch64": (41, 277, 280, 219,
 if _MACHINE not in _OLD:
     raise ImportError(f"tare knows the system call numbers of {', '.join(_OLD)}, not of {_MACHINE}")
 _NR_PIVOT_ROOT, _NR_SECCOMP, _NR_BPF, _NR_KEYCTL, _NR_CAPGET, _NR_CAPSET = _OLD[_MACHINE]
+_NR_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[_MACHINE]
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
 _NR_CLOSE_RANGE, _NR_OPENAT2, _NR_MOUNT_SETATTR = 436, 437, 442
 
@@ -377,6 +379,12 @@ def seccomp_set_mode_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     syscall("seccomp", _NR_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, fprog)
+
+
+def reset_signal(number: int) -> None:
+    """SIG_DFL by rt_sigaction(2) itself: for 32 and 33 too, which libc keeps to itself and a starter may have ignored."""
+    # struct kernel_sigaction of zeros: handler, flags, restorer, mask
+    syscall("rt_sigaction", _NR_RT_SIGACTION, number, bytes(32), None, 8)
 
 
 def keyctl_join_session(name: str) -> None:

@@ -12,11 +12,11 @@ from contextlib import suppress
 from errno import ESRCH
 
 from tare.cgroups import api as cgroups
-from tare.linux import clone, libc, passwd, proc, pty
+from tare.linux import libc, passwd, proc, pty
 from tare.linux.fds import Channel
 
 from . import init
-from .launch import Stdio, keep_only, read_bpf
+from .launch import Stdio, born_in, keep_only, read_bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def spawn(
     bpf = read_bpf(process.get("bpf") or "")
     status, their_status = os.pipe2(os.O_CLOEXEC)
     libc.setns(container, libc.CLONE_NEWPID)
-    child, pidfd = clone.clone3(libc.CLONE_PARENT if sibling else 0)
+    # Entering a v2 leaf later would wait for an RCU grace period: up to 10 ms (cgroup_procs_write_start)
+    child, pidfd, placed = born_in(libc.CLONE_PARENT if sibling else 0, cgroup)
     if child == 0:
-        _child(container, flags, process, bpf, cgroup, their_status, stdio, name)
+        _child(container, flags, process, bpf, cgroup, their_status, stdio, name, placed)
     os.close(their_status)
     return child, pidfd, status
 
@@ -81,12 +82,13 @@ def _child(
     status: int,
     stdio: Stdio,
     name: str,
+    placed: bool,
 ) -> NoReturn:
     step = "enter the container"
     tty = stdio.tty.fileno() if stdio.tty else 0
     keep_only(0, 1, 2, container, status, stdio.stdin, stdio.stdout, stdio.stderr, tty)
     try:
-        cgroup.enter()
+        cgroup.enter(placed=placed)
         if process.get("oom_score_adj") is not None:
             with suppress(PermissionError):  # before setns: /proc is still the host's (N2)
                 proc.write("/proc/self/oom_score_adj", str(process["oom_score_adj"]).encode())

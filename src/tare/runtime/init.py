@@ -36,9 +36,8 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 def reset_signals() -> None:
     """Once per zygote: whatever our starter ignored (nohup, a shell's background) is not the containers' business."""
     for number in range(1, signal.NSIG):
-        with suppress(OSError, ValueError):  # KILL, STOP, and the two that libc keeps
-            if signal.getsignal(number) == signal.SIG_IGN and number not in _IGNORED:
-                signal.signal(number, signal.SIG_DFL)
+        if number not in (*_IGNORED, signal.SIGKILL, signal.SIGSTOP):
+            libc.reset_signal(number)
 
 
 class Context:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "keep_only", "launch", "read_bpf"]
+__all__ = ["NAMESPACES", "Launched", "Stdio", "abandon", "born_in", "keep_only", "launch", "read_bpf"]
 
 NAMESPACES = {
     "user": libc.CLONE_NEWUSER,
@@ -112,9 +112,9 @@ def launch(
         flags = _flags(namespaces) | (libc.CLONE_PARENT if sibling else 0)
         if flags & libc.CLONE_NEWUSER:
             early = os.pipe2(os.O_CLOEXEC)
-        _before_clone(namespaces, linux)
+        _beforeborn_in(namespaces, linux)
         joins = _open_joins(namespaces)
-        pid, pidfd, placed = _clone(flags & ~libc.CLONE_NEWCGROUP, cgroup)
+        pid, pidfd, placed = born_in(flags & ~libc.CLONE_NEWCGROUP, cgroup)
         if pid == 0:
             # Nothing of the parent's frames is used again on this side.
             keep_only(
@@ -178,7 +178,7 @@ def _flags(namespaces: Mapping[str, str]) -> int:
     return flags
 
 
-def _before_clone(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
+def _beforeborn_in(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
     """pid and time namespaces take effect for children only: setns(2), time_namespaces(7)."""
     if namespaces.get("pid"):
         fd = os.open(namespaces["pid"], os.O_RDONLY | os.O_CLOEXEC)
@@ -199,7 +199,7 @@ def _open_joins(namespaces: Mapping[str, str]) -> list[tuple[int, int]]:
     return [(os.open(namespaces[kind], os.O_RDONLY | os.O_CLOEXEC), NAMESPACES[kind]) for kind in kinds]
 
 
-def _clone(flags: int, cgroup: cgroups.Cgroup) -> tuple[int, int, bool]:
+def born_in(flags: int, cgroup: cgroups.Cgroup) -> tuple[int, int, bool]:
     """(pid, pidfd, born in the cgroup): at once where the kernel can, else init enters by itself."""
     fd = cgroup.fd()
     if fd is not None:

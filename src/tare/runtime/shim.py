@@ -224,8 +224,9 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
         os._exit(1)
     libc.set_name("tare-shim")
     idle = select.poll()
-    for fd in fds:
-        idle.register(fd, select.POLLIN)
+    for fd, letter in zip(fds, data):  # noqa: B905  # the letters come first in it
+        if letter != 109:  # "m": always readable
+            idle.register(fd, select.POLLIN)
     if b"a" not in data.partition(b"\0")[0]:  # a client's first bytes may have come along
         idle.poll()  # nothing below is made before something happens: 0.6 MB less for a container that is silent
     fields = data.decode().split("\0")
@@ -247,10 +248,10 @@ def main(wire: socket.socket, starter: int, hierarchy: cgroups.Hierarchy) -> NoR
         for streams_of, fd in zip(jsontext.loads(fields[12].encode()), fds[letters.index("a") :], strict=True):
             streams.attach(streams_of, fd)
     monitor.run()
-    _end(monitor, directory)
+    _end(monitor, directory, named.get("m", -1))
 
 
-def _end(monitor: Monitor, directory: str) -> NoReturn:
+def _end(monitor: Monitor, directory: str, mounts: int) -> NoReturn:
     """The order matters: out-of-memory is read before the cgroup goes, the exit file is there before anybody hears.
 
     An exec has no directory of its own; its cgroup is the container's and stays.
@@ -270,6 +271,8 @@ def _end(monitor: Monitor, directory: str) -> NoReturn:
         with suppress(OSError):
             write_file(f"{directory}/exit", jsontext.dumps(exited).encode())
     monitor.tell({"type": "exited", **exited})
+    if mounts >= 0:
+        os.close(mounts)  # held until here: tearing the mounts down takes some ms, and pid 1 would end only after it
     if cgroup is not None:
         with suppress(OSError):
             cgroup.delete()

@@ -139,6 +139,7 @@ class Job:
         self.clients = clients
         self.wire = wire
         self.step = "read the bundle"
+        self.mounts = -1
 
     def run(self, hierarchy: cgroups.Hierarchy) -> None:
         """Run: Ready, Go, Started."""
@@ -160,6 +161,7 @@ class Job:
         os.close(theirs)
         pipes.close_theirs()
         try:
+            self.mounts = os.open(f"/proc/{launched.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             start_time = self._go(launched, open_gate, status)
             sources, stdin = pipes.ours()
             oom = launched.cgroup.oom_fd()
@@ -236,7 +238,7 @@ class Job:
         """Tell the daemon, then give everything to the shim (shim.main reads it)."""
         now = time.time_ns()
         letters, fds = "pc", [pidfd, self.control.fileno()]
-        for letter, fd in (("l", listener), ("o", oom), ("i", -1 if tty else stdin)):
+        for letter, fd in (("l", listener), ("o", oom), ("m", self.mounts), ("i", -1 if tty else stdin)):
             if fd is not None and fd >= 0:
                 letters += letter
                 fds.append(fd)
