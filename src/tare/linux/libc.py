@@ -382,7 +382,7 @@ def seccomp_set_mode_filter(program: bytes) -> None:
 
 
 def reset_signal(number: int) -> None:
-    """SIG_DFL by rt_sigaction(2) itself: for 32 and 33 too, which libc keeps to itself and a starter may have ignored."""
+    """SIG_DFL by rt_sigaction(2) itself: also for 32 and 33, which libc keeps and a starter may have ignored."""
     # struct kernel_sigaction of zeros: handler, flags, restorer, mask
     syscall("rt_sigaction", _NR_RT_SIGACTION, number, bytes(32), None, 8)
 
