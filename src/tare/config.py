@@ -42,8 +42,8 @@ class Option(NamedTuple):
 
 
 OPTIONS = (
-    Option("bip", "text", "bip", "Address and prefix of the default bridge"),
-    Option("bridge", "text", "bridge", "Attach containers to an existing bridge"),
+    Option("bip", "text", "bip", "Address and prefix of the default bridge (not offered yet)"),
+    Option("bridge", "text", "bridge", "none: no bridge; others are not offered yet"),
     Option("cgroup-parent", "text", "cgroup-parent", "Parent cgroup of all containers"),
     Option("config-file", "text", "", "Configuration file"),
     Option("data-root", "text", "data-root", "Directory of images, containers and their data"),

@@ -104,7 +104,8 @@ def test_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TARE_NO_AUTOSTART", raising=False)
     assert wanted(default, refused=False)
     assert not wanted(default, refused=True)
-    assert not wanted(Endpoint("unix:///run/tare.sock", chosen=True), refused=False)
+    assert wanted(Endpoint("unix:///run/tare.sock", chosen=True), refused=False), "named, but the default all the same"
+    assert not wanted(Endpoint("unix:///run/other.sock", chosen=True), refused=False)
     monkeypatch.setenv("TARE_NO_AUTOSTART", "1")
     assert not wanted(default, refused=False)
     monkeypatch.delenv("TARE_NO_AUTOSTART")

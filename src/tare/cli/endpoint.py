@@ -59,6 +59,7 @@ class Endpoint:
             scheme, rest = "tcp", url
         if scheme == "unix":
             self.path = rest or DEFAULT_SOCKET
+            self.chosen = chosen and self.path != DEFAULT_SOCKET  # DOCKER_HOST for the stock client may name it
             self.url = "unix://" + self.path
         elif scheme in ("tcp", "http", "https"):
             self._internet(rest.partition("/")[0])

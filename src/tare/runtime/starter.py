@@ -161,7 +161,8 @@ class Job:
         os.close(theirs)
         pipes.close_theirs()
         try:
-            self.mounts = os.open(f"/proc/{launched.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):  # init may have failed and gone already: its report says why
+                self.mounts = os.open(f"/proc/{launched.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             start_time = self._go(launched, open_gate, status)
             sources, stdin = pipes.ours()
             oom = launched.cgroup.oom_fd()
