@@ -112,7 +112,7 @@ def launch(
         flags = _flags(namespaces) | (libc.CLONE_PARENT if sibling else 0)
         if flags & libc.CLONE_NEWUSER:
             early = os.pipe2(os.O_CLOEXEC)
-        _beforeborn_in(namespaces, linux)
+        _before_clone(namespaces, linux)
         joins = _open_joins(namespaces)
         pid, pidfd, placed = born_in(flags & ~libc.CLONE_NEWCGROUP, cgroup)
         if pid == 0:
@@ -178,7 +178,7 @@ def _flags(namespaces: Mapping[str, str]) -> int:
     return flags
 
 
-def _beforeborn_in(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
+def _before_clone(namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
     """pid and time namespaces take effect for children only: setns(2), time_namespaces(7)."""
     if namespaces.get("pid"):
         fd = os.open(namespaces["pid"], os.O_RDONLY | os.O_CLOEXEC)

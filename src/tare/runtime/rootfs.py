@@ -251,7 +251,7 @@ class Bind(Op):
     def perform(self, at: Place) -> None:
         flags = libc.OPEN_TREE_CLONE | (libc.AT_RECURSIVE if self.flags.recursive else 0)
         parts = self.source.split("/", 4)  # "/proc/<pid>/root/<path>": another container's, for --ipc container:x
-        if parts[1] == "proc" and parts[3:4] == ["root"]:
+        if len(parts) == 5 and (parts[1], parts[3]) == ("proc", "root"):
             tree = _borrow(parts[2], parts[4])
         else:
             tree = libc.open_tree(libc.AT_FDCWD, self.source, flags)
@@ -273,7 +273,7 @@ def _borrow(pid: str, path: str) -> int:
     libc.setns(theirs, libc.CLONE_NEWNS)
     try:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        spot = libc.open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
+        spot = libc.open_in_root(root, path, os.O_PATH)
         os.close(root)
         tree = libc.open_tree(spot, "", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
         os.close(spot)
